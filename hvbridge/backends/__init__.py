@@ -1,0 +1,1 @@
+"""What QEMU can be given of a mount: vvfat, virtio-fs, MTP."""

@@ -1,0 +1,1 @@
+"""All channel I/O: openers and transports by URL, sessions, blocking streams."""

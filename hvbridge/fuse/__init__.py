@@ -1,0 +1,1 @@
+"""The adapter to the kernel: fusepy operations, errno, mounting and unmounting."""

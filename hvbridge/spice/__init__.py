@@ -1,0 +1,1 @@
+"""The wire, without I/O and without a clock: mux frames, link stage, messages, the port."""

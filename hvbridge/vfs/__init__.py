@@ -1,0 +1,1 @@
+"""Filesystem semantics, caches, spool and uploads; knows no HTTP and no FUSE."""
