@@ -8,6 +8,7 @@ file's limit the stream is given up.
 
 from __future__ import annotations
 
+import errno
 import tempfile
 import threading
 import time
@@ -22,8 +23,12 @@ PATIENCE = 0.25
 Long enough for a consumer that is merely behind, short against any deadline."""
 
 DISK = 64 << 30
-"""Bytes a stream may spill. The file is sparse and unlinked; a disk that is
+"""Bytes a stream may be behind on disk. The files are unlinked; a disk that is
 full earlier ends the stream earlier."""
+
+SEGMENT = 256 << 20
+"""Bytes of one spill file. What was read is given back a file at a time, so a
+consumer that stays a little behind for hours does not keep hours on disk."""
 
 
 class Overflow(Exception):
@@ -33,15 +38,22 @@ class Overflow(Exception):
 class SpillBuffer:
     """FIFO of bytes between the channel's reader (:meth:`put`) and one consumer (:meth:`get`).
 
-    Thread-safe. ``memory`` and ``disk`` are limits in bytes.
+    Thread-safe. ``memory`` and ``disk`` are limits in bytes, ``segment`` the
+    size of one spill file.
     """
 
-    def __init__(self, memory: int = MEMORY, disk: int = DISK, patience: float = PATIENCE) -> None:
-        self._memory, self._disk, self._patience = memory, disk, patience
+    def __init__(
+        self,
+        memory: int = MEMORY,
+        disk: int = DISK,
+        patience: float = PATIENCE,
+        segment: int = SEGMENT,
+    ) -> None:
+        self._memory, self._disk, self._patience, self._segment = memory, disk, patience, segment
         self._chunks: deque[bytes] = deque()
         self._held = 0
-        self._file: IO[bytes] | None = None
-        self._read_at = self._write_at = 0
+        self._spilled: deque[_Spill] = deque()
+        self._behind = 0  # bytes in the spill files that are still to be read
         self._ended = False
         self._error: Exception | None = None
         self._changed = threading.Condition()
@@ -51,9 +63,11 @@ class SpillBuffer:
         with self._changed:
             if self._ended:
                 return
-            if self._held + len(data) > self._memory and self._file is None:
+            if self._held + len(data) > self._memory and not self._spilled:
                 self._changed.wait_for(self._has_room, self._patience)
-            if self._file is None and self._has_room():
+                if self._ended:
+                    return  # discarded meanwhile
+            if not self._spilled and self._has_room():
                 self._chunks.append(data)
                 self._held += len(data)
             else:
@@ -73,7 +87,8 @@ class SpillBuffer:
             self._ended = True
             self._chunks.clear()
             self._held = 0
-            self._drop_file()
+            while self._spilled:
+                self._spilled.popleft().file.close()
             self._changed.notify_all()
 
     def get(self, max_bytes: int, timeout: float | None) -> bytes:
@@ -84,7 +99,7 @@ class SpillBuffer:
         """
         deadline = None if timeout is None else time.monotonic() + timeout
         with self._changed:
-            while not self._chunks and self._file is None and not self._ended:
+            while not self._chunks and not self._spilled and not self._ended:
                 left = None if deadline is None else deadline - time.monotonic()
                 if (left is not None and left <= 0) or not self._changed.wait(left):
                     raise TimeoutError
@@ -98,7 +113,13 @@ class SpillBuffer:
     def ready(self) -> bool:
         """True if :meth:`get` would return (or raise) at once."""
         with self._changed:
-            return bool(self._chunks) or self._file is not None or self._ended
+            return bool(self._chunks) or bool(self._spilled) or self._ended
+
+    @property
+    def disk_bytes(self) -> int:
+        """Bytes that the spill files hold on disk."""
+        with self._changed:
+            return sum(spill.written for spill in self._spilled)
 
     def _has_room(self) -> bool:
         return self._held < self._memory or self._ended
@@ -111,31 +132,43 @@ class SpillBuffer:
                 data = data[:max_bytes]
             self._held -= len(data)
             return data
-        if self._file is None:
+        if not self._spilled:
             return b""
-        self._file.seek(self._read_at)
-        data = self._file.read(min(max_bytes, self._write_at - self._read_at))
-        self._read_at += len(data)
-        if self._read_at == self._write_at:
-            self._drop_file()
+        spill = self._spilled[0]
+        data = spill.take(max_bytes)
+        self._behind -= len(data)
+        if spill.taken == spill.written:
+            spill.file.close()
+            self._spilled.popleft()
         return data
 
     def _spill(self, data: bytes) -> None:
-        if self._write_at - self._read_at + len(data) > self._disk:
+        if self._behind + len(data) > self._disk:
             raise Overflow(f"a stream's consumer is more than {self._disk} bytes behind")
         try:
-            if self._file is None:
-                self._file = tempfile.TemporaryFile(prefix="hvbridge-stream-", buffering=0)  # noqa: SIM115
-                self._read_at = self._write_at = 0
-            self._file.seek(self._write_at)
-            if self._file.write(data) != len(data):
-                raise Overflow("no room to spill a stream's data")
+            if not self._spilled or self._spilled[-1].written >= self._segment:
+                self._spilled.append(_Spill())
+            self._spilled[-1].put(data)
         except OSError as exc:
             raise Overflow(f"cannot spill a stream's data: {exc.strerror}") from exc
-        self._write_at += len(data)
+        self._behind += len(data)
 
-    def _drop_file(self) -> None:
-        if self._file is not None:
-            self._file.close()
-            self._file = None
-            self._read_at = self._write_at = 0
+
+class _Spill:
+    """One spill file: written at its end, read from its start."""
+
+    def __init__(self) -> None:
+        self.file: IO[bytes] = tempfile.TemporaryFile(prefix="hvbridge-stream-", buffering=0)  # noqa: SIM115
+        self.written = self.taken = 0
+
+    def put(self, data: bytes) -> None:
+        self.file.seek(self.written)
+        if self.file.write(data) != len(data):
+            raise OSError(errno.ENOSPC, "no room")
+        self.written += len(data)
+
+    def take(self, max_bytes: int) -> bytes:
+        self.file.seek(self.taken)
+        data = self.file.read(min(max_bytes, self.written - self.taken))
+        self.taken += len(data)
+        return data

@@ -55,6 +55,11 @@ class Channel:
         """Waiting for a peer, open, or closed for good."""
         return self._state
 
+    @property
+    def current(self) -> Session | None:
+        """The open session, if there is one now."""
+        return self._session
+
     def start(self) -> None:
         """Begin to open; returns at once."""
         self._thread = spawn("hvbridge-channel", self._supervise)
@@ -107,6 +112,8 @@ class Channel:
             self.sessions += 1
             log.info("port open: %s", transport.description)
             self._become(State.OPEN, session)
+            if self._stop.is_set():
+                session.close()  # close() came before it could see this session
             session.run()
             log.info("port closed: %s", transport.description)
             if self.opener.once:

@@ -128,8 +128,11 @@ class Session:
             return stream
 
     def accept(self) -> Stream | None:
-        """The next stream that the host opens (sharing side); ``None`` when the port closed."""
-        return self._accepted.get()
+        """The next stream that the host opens (sharing side); ``None`` once the port closed."""
+        stream = self._accepted.get()
+        if stream is None:
+            self._accepted.put(None)  # for whoever asks next
+        return stream
 
     def send(self, stream: Stream, data: bytes, timeout: float | None) -> None:
         """Send one stream's data as frames; other streams' frames may come between."""

@@ -64,9 +64,6 @@ class Traits:
     server: str = ""
     """Its ``Server`` header."""
 
-    atomic_put: int = 0
-    """Body bytes up to which a cut connection leaves the old file or the new one, never a part."""
-
     ranges: bool | None = None
     """Whether a ranged GET is cheap whatever the file's size: ``None`` while unknown."""
 
@@ -134,7 +131,15 @@ class Remote(Protocol):
 
         A body shorter or longer than ``size`` is our bug and aborts the request.
         No ``Expect``, no ``Content-Range``: phodav damages files on both.
-        Not atomic beyond ``traits.atomic_put``.
+        Not atomic beyond what :meth:`atomic_put` says.
+        """
+        ...
+
+    def atomic_put(self, path: str) -> int:
+        """Body bytes up to which a cut connection leaves the old file or the new one, never a part.
+
+        Depends on ``path``, since head and body count together. 0 where nothing
+        is known of the server yet; no request.
         """
         ...
 

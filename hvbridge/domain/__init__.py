@@ -1,0 +1,1 @@
+"""libvirt: the only part that imports libvirt-python."""

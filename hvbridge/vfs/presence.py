@@ -1,0 +1,112 @@
+"""Who is there: whether a client is connected, and whether it is the one from before.
+
+A client that comes back finds its mount; another share is another mount. SPICE
+has no name for a share, so it is known by its members: the folder at the top has
+the same ones (name, kind, ETag), or at least half of them. An upload that began
+for one share is never finished on another.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from hvbridge.errors import Changed
+from hvbridge.vfs.remote import Listing, Remote
+
+log = logging.getLogger(__name__)
+
+
+class Connection(Protocol):
+    """What the filesystem needs to know of the channel."""
+
+    @property
+    def sessions(self) -> int:
+        """How many clients have come so far; 0 before the first."""
+        ...
+
+
+class AlwaysThere:
+    """A server that is not behind a channel (``http://``)."""
+
+    sessions = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """One share, as far as it can be told from another; compared by identity."""
+
+    number: int
+
+
+Members = frozenset[tuple[str, bool, str | None]]
+
+
+def members(listing: Listing) -> Members:
+    """What identifies a share: the members of its top folder."""
+    return frozenset((e.name, e.is_dir, None if e.is_dir else e.etag) for e in listing.entries)
+
+
+def alike(before: Members, now: Members) -> bool:
+    """Whether two listings of a top folder are the same share's."""
+    if not before or not now:
+        return before == now
+    return len(before & now) * 2 >= min(len(before), len(now))
+
+
+class Presence:
+    """Tells shares apart. ``on_other`` is called when another share has come."""
+
+    def __init__(self, remote: Remote, connection: Connection, on_other: Callable[[], None]) -> None:
+        self._remote, self._connection, self._on_other = remote, connection, on_other
+        self._lock = threading.Lock()
+        self._session = 0
+        self._share = Share(0)
+        self._members: Members | None = None
+
+    @property
+    def came(self) -> bool:
+        """False until the first client has come."""
+        return self._connection.sessions > 0
+
+    @property
+    def known(self) -> bool:
+        """True if the client that is connected now has been looked at."""
+        return self._session == self._connection.sessions
+
+    def current(self) -> Share:
+        """The share that is connected now; asks the client once a session.
+
+        Raises what :meth:`Remote.list` raises.
+        """
+        session = self._connection.sessions
+        if session == self._session and self._members is not None:
+            return self._share
+        listing = self._remote.list("/")
+        with self._lock:
+            self._settle(session, members(listing))
+            return self._share
+
+    def _settle(self, session: int, now: Members) -> None:
+        if session == self._session and self._members is not None:
+            return
+        before, self._members, self._session = self._members, now, session
+        if before is None or alike(before, now):
+            return
+        log.warning("another share is connected; what was cached of the last one is dropped")
+        self._share = Share(self._share.number + 1)
+        self._on_other()
+
+    def update(self, listing: Listing) -> None:
+        """The top folder was listed again."""
+        with self._lock:
+            if self._session == self._connection.sessions:
+                self._members = members(listing)
+
+    def require(self, share: object) -> None:
+        """Raise :class:`Changed` unless ``share`` is the one that is connected."""
+        if share is not None and self.current() is not share:
+            raise Changed("another share is connected now")

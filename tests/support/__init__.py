@@ -1,0 +1,1 @@
+"""What tests share: real peers, small peers of our own, certificates."""
