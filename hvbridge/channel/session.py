@@ -25,6 +25,10 @@ log = logging.getLogger(__name__)
 READ_SIZE = 256 << 10
 """Bytes asked of the transport at once: four full frames."""
 
+LINGER = 5.0
+"""Seconds that the peer has to close a stream whose answer is complete: many round
+trips. After that we do, when the next stream is opened."""
+
 STALL = 20.0
 """Seconds that a write may make no progress before the peer counts as gone."""
 
@@ -68,6 +72,18 @@ class Stream:
             self._buffer.discard()
             self._session.finish(self, tell_peer=self._sent)
 
+    def linger(self) -> None:
+        """Done with it, and the peer is about to close it: leave that to the peer.
+
+        phodav closes each connection after its answer. A close of ours that crosses
+        the peer's would name an id that spice-gtk no longer knows, and open another
+        connection there, which nobody ever closes.
+        """
+        if not self._closed:
+            self._closed = True
+            self._buffer.discard()
+            self._session.linger(self)
+
     @property
     def readable(self) -> bool:
         """True if :meth:`read` would not wait: for an idle connection, that it is over."""
@@ -98,6 +114,7 @@ class Session:
         self._state = threading.Lock()  # guards the mux and the table; never held over I/O
         self._writing = threading.Lock()  # one frame sequence at a time on the wire
         self._accepted: queue.SimpleQueue[Stream | None] = queue.SimpleQueue()
+        self._lingering: dict[int, tuple[float, Stream]] = {}
         self._over = False
         self.stall = STALL
 
@@ -120,6 +137,7 @@ class Session:
 
     def open_stream(self) -> Stream:
         """A new stream (host side). Raises :class:`ChannelClosed` if the port is closed."""
+        self._close_lingering()
         with self._state:
             if self._over:
                 raise ChannelClosed("the client's port is closed")
@@ -167,6 +185,21 @@ class Session:
             log.debug("closing stream %d: %s", stream.id, exc)
         finally:
             self._writing.release()
+
+    def linger(self, stream: Stream) -> None:
+        """Wait for the peer's close of this stream, without anybody waiting."""
+        with self._state:
+            if stream.id in self._streams:
+                self._lingering[stream.id] = (time.monotonic() + LINGER, stream)
+
+    def _close_lingering(self) -> None:
+        now = time.monotonic()
+        with self._state:
+            late = [stream for due, stream in self._lingering.values() if due < now]
+            for stream in late:
+                del self._lingering[stream.id]
+        for stream in late:
+            self.finish(stream, tell_peer=True)
 
     def _check_sendable(self, stream: Stream) -> None:
         if self._over:
@@ -216,6 +249,7 @@ class Session:
         if isinstance(event, StreamClosed):
             with self._state:
                 self._streams.pop(event.id, None)
+                self._lingering.pop(event.id, None)
             target.end(None)
         elif isinstance(event, StreamData):
             self._feed(target, event.data)
@@ -235,6 +269,7 @@ class Session:
             self._mux.close_port()
             streams = list(self._streams.values())
             self._streams.clear()
+            self._lingering.clear()
         for stream in streams:
             stream.end(ChannelClosed(str(reason)))
         self._accepted.put(None)

@@ -82,9 +82,11 @@ class Dialogue:
             self.events.append(bytes(event.data) if isinstance(event, PortData) else event)
 
 
-def linked(channel: tuple[int, int] = WEBDAV, common: int = ALL_CAPS, **options: bool) -> Dialogue:
+def linked(
+    channel: tuple[int, int] = WEBDAV, common: int = ALL_CAPS, acks: bool = True, pongs: bool = True
+) -> Dialogue:
     connection_id = 0 if channel == MAIN else SESSION
-    dialogue = Dialogue(ClientEnd(channel, connection_id, common=common, **options))
+    dialogue = Dialogue(ClientEnd(channel, connection_id, common=common, acks=acks, pongs=pongs))
     dialogue.run()
     assert dialogue.client.linked
     return dialogue
