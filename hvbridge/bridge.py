@@ -84,6 +84,7 @@ class Bridge:
         paths: Paths | None = None,
     ) -> None:
         self._url = parse(channel_url)
+        self._where = str(self._url)
         self._mountpoint = mountpoint
         self._options = options
         self._limits = _chosen(limits or Limits(), options)
@@ -119,7 +120,7 @@ class Bridge:
             raise
         if self._channel is not None:
             self._channel.start()
-        log.info("%s is mounted on %s", self._url, self._mountpoint)
+        log.info("%s is mounted on %s", self._where, self._mountpoint)
 
     def wait(self) -> int:
         """Block until the mount is gone; 0, or 1 if uploads failed."""
@@ -189,7 +190,9 @@ class Bridge:
             if url.user is not None:
                 auth = (url.user, read_password(url.password_file) if url.password_file else "")
             return connect_remote(None, url.base, self._limits, auth)
-        self._channel = Channel(open_channel(url), Role.HOST, on_state=self._on_state)
+        opener = open_channel(url)
+        self._where = opener.url  # with the port that was taken, where 0 was asked for
+        self._channel = Channel(opener, Role.HOST, on_state=self._on_state)
         return connect_remote(self._channel, MUX_BASE_URL, self._limits)
 
     def _on_state(self, state: State) -> None:
@@ -217,7 +220,7 @@ class Bridge:
     def _fuse_options(self) -> FuseOptions:
         chosen = self._options
         return FuseOptions(
-            source=str(self._url),
+            source=self._where,
             uid=os.getuid() if chosen.uid is None else chosen.uid,
             gid=os.getgid() if chosen.gid is None else chosen.gid,
             read_only=chosen.read_only,
@@ -236,7 +239,7 @@ class Bridge:
         usage = self._fs.usage()
         return {
             "mountpoint": str(self._mountpoint),
-            "channel": str(self._url),
+            "channel": self._where,
             "pid": os.getpid(),
             "since": self._since.isoformat(timespec="seconds"),
             "server": self._remote.traits.server,
@@ -253,7 +256,7 @@ class Bridge:
         if channel is None:
             return {
                 "state": State.OPEN.value,
-                "client": str(self._url),
+                "client": self._where,
                 "streams": 0,
                 "bytes_in": 0,
                 "bytes_out": 0,

@@ -262,9 +262,10 @@ def _serve(sock: socket.socket, bridge: Controlled) -> None:
     with sock:
         lines = _Lines(sock, MAX_REQUEST)
         try:
+            request = lines.read(REQUEST_SECONDS)
+            # After reading, since who is refused should be able to read why.
             if peer_uid(sock) not in (0, os.geteuid()):
                 raise HvbridgeError("only the user of this mount, or root, may control it")
-            request = lines.read(REQUEST_SECONDS)
             if request is not None:
                 _answer(request, lines, bridge)
         except HvbridgeError as exc:
@@ -360,9 +361,12 @@ def _ask(path: Path, request: dict[str, Any], timeout: float) -> Iterator[dict[s
         try:
             with _reachable(path) as name:
                 sock.connect(name)
-            lines.write(request)
-        except (FileNotFoundError, ConnectionError) as exc:
+        except (FileNotFoundError, ConnectionRefusedError) as exc:
             raise NoBridge("no bridge answers for this mountpoint") from exc
+        except OSError as exc:
+            raise HvbridgeError(f"cannot reach the bridge at {path}: {exc}") from exc
+        try:
+            lines.write(request)
         except OSError as exc:
             raise HvbridgeError(f"cannot talk to the bridge at {path}: {exc}") from exc
         while (event := lines.read(max(0.0, ends_at - time.monotonic()))) is not None:

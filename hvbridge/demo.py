@@ -19,6 +19,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from urllib.parse import quote
 
 from hvbridge import doctor, mounts
 from hvbridge.backends.vvfat import FatDisk, partition_of
@@ -105,7 +106,7 @@ class Demo:
     def share(self) -> None:
         """The client's side, without SPICE."""
         self.say("\nThe client's side of the channel (SPICE's client does this for a real one):\n")
-        child = self.spawn("share", str(self.shared), f"unix-listen://{self.socket}")
+        child = self.spawn("share", str(self.shared), f"unix-listen://{quote(str(self.socket))}")
         self.wait_for(self.socket.exists, "the channel's socket", child)
 
     def mount(self) -> subprocess.Popen[bytes]:
@@ -113,7 +114,7 @@ class Demo:
         self.say("\nThe host takes the channel and mounts the folder:\n")
         # Registered before the child, so it runs after the child is ended.
         self._stack.callback(self.take_down)
-        child = self.spawn("mount", f"unix://{self.socket}", str(self.mountpoint), "--foreground")
+        child = self.spawn("mount", f"unix://{quote(str(self.socket))}", str(self.mountpoint), "--foreground")
         self.wait_for(lambda: mounts.mount_at(self.mountpoint) is not None, "the mount", child)
         wanted = self.shared / "Read me.txt"
         mounted = self.mountpoint / wanted.name
@@ -136,7 +137,9 @@ class Demo:
         """A file made in the mount is on the client's disk."""
         self.say("\nWhat is written in the mount, the client has:\n")
         inside, outside = self.mountpoint / "from-host.txt", self.shared / "from-host.txt"
-        self.show_shell(f"printf {shlex.quote(FROM_HOST.encode('unicode_escape').decode())} > {inside}")
+        self.show_shell(
+            f"printf {shlex.quote(FROM_HOST.encode('unicode_escape').decode())} > {shlex.quote(str(inside))}"
+        )
         self.show("sync", str(inside))
         text = self.show("cat", str(outside))
         expect(text == FROM_HOST.encode(), "the client has other content than was written")

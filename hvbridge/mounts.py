@@ -6,9 +6,11 @@ except :func:`is_dead`: a hanging bridge must not hang those who look at it.
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +20,9 @@ from hvbridge.errors import HvbridgeError
 MOUNTINFO = Path("/proc/self/mountinfo")
 FSTYPE = "fuse.hvbridge"
 """Type of our mounts in mountinfo: FUSE with the subtype ``hvbridge``."""
+
+ANSWER_SECONDS = 2.0
+"""How long a filesystem is waited for; a dead one's error comes at once."""
 
 UNMOUNT_SECONDS = 20.0
 """One run of fusermount or umount."""
@@ -88,15 +93,23 @@ def canonical(path: Path, table: Path = MOUNTINFO) -> Path:
 
 
 def is_dead(path: Path) -> bool:
-    """True if the filesystem at ``path`` does not even answer for its own root.
+    """True if the filesystem at ``path`` answers with an error even for itself.
 
     For a FUSE mount: its process is gone ("Transport endpoint is not connected").
+    One that does not answer at all within :data:`ANSWER_SECONDS` is not dead.
     """
-    try:
-        path.stat()
-    except OSError:
-        return True
-    return False
+    failed = threading.Event()
+
+    def ask() -> None:
+        try:
+            os.statvfs(path)  # not stat(2): the kernel answers that from its cache for a while
+        except OSError:
+            failed.set()
+
+    asking = threading.Thread(target=ask, name="hvbridge-statvfs", daemon=True)
+    asking.start()
+    asking.join(ANSWER_SECONDS)
+    return failed.is_set()
 
 
 Run = Callable[[list[str]], subprocess.CompletedProcess[str]]

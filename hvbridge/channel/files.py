@@ -11,12 +11,13 @@ import socket
 import stat
 import termios
 import threading
+import time
 import tty
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
-from hvbridge.channel.sockets import SocketTransport
+from hvbridge.channel.sockets import LOOK
 from hvbridge.channel.waiting import GONE, Wake, Woken, wait
 from hvbridge.errors import ChannelClosed, ChannelError, ChannelTimeout, UsageError
 
@@ -32,7 +33,13 @@ for the end of a hangup."""
 
 
 class _End(Protocol):
-    """One direction of a file transport; raises :class:`BlockingIOError` where it would wait."""
+    """One direction of a file transport; raises :class:`BlockingIOError` where it would wait.
+
+    ``may_block``: it would rather wait, if written to while poll says no.
+    """
+
+    @property
+    def may_block(self) -> bool: ...
 
     def fileno(self) -> int: ...
 
@@ -70,16 +77,22 @@ class FileTransport:
     def write(self, data: bytes, timeout: float) -> None:
         """See :meth:`Transport.write`."""
         view = memoryview(data)
+        progress = time.monotonic()
         with self._writing:
             while view:
-                if self._closed:
-                    raise ChannelClosed(f"{self._description} is closed")
                 try:
-                    view = view[self._write_some(view, timeout) :]
+                    sent = 0 if self._closed else self._write_some(view, timeout)
                 except Woken:
-                    raise ChannelClosed(f"{self._description} is closed") from None
+                    sent = 0
                 except OSError as exc:
                     raise ChannelClosed(f"{self._description}: {exc.strerror}") from exc
+                if self._closed:
+                    raise ChannelClosed(f"{self._description} is closed")
+                view = view[sent:]
+                if sent:
+                    progress = time.monotonic()
+                elif time.monotonic() - progress >= timeout:
+                    raise ChannelTimeout(f"{self._description} took nothing for {timeout:g} s")
 
     def close(self) -> None:
         """See :meth:`Transport.close`."""
@@ -90,11 +103,12 @@ class FileTransport:
             self._sink.close()
 
     def _write_some(self, view: memoryview, timeout: float) -> int:
-        ready = wait(self._sink.fileno(), select.POLLOUT, self._wake, timeout)
-        if not ready:
-            raise ChannelTimeout(f"{self._description} took nothing for {timeout:g} s")
+        """Bytes that went out: 0 after a moment in which none could."""
+        ready = wait(self._sink.fileno(), select.POLLOUT, self._wake, min(timeout, LOOK))
         if ready & GONE:
             raise ChannelClosed(f"{self._description}: the other end is closed")
+        if not ready and self._sink.may_block:
+            return 0
         try:
             return self._sink.write(view)
         except BlockingIOError:
@@ -106,6 +120,8 @@ class FileTransport:
 
 class _SocketEnd:
     """A socket whose flags are not ours to change: it may be shared with other processes."""
+
+    may_block = False
 
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
@@ -127,10 +143,10 @@ class _SocketEnd:
 
 
 class _FileEnd:
-    """A pipe or a device; ``most`` is what one write may carry without blocking."""
+    """A pipe or a device; ``most`` is what one write may carry."""
 
-    def __init__(self, fd: int, most: int) -> None:
-        self._fd, self._most = fd, most
+    def __init__(self, fd: int, most: int, *, may_block: bool) -> None:
+        self._fd, self._most, self.may_block = fd, most, may_block
 
     def fileno(self) -> int:
         return self._fd
@@ -165,8 +181,8 @@ def _end(fd: int, *, writing: bool) -> _End:
         with contextlib.suppress(OSError):
             fresh = os.open(f"/proc/self/fd/{fd}", os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY)
             os.close(fd)
-            return _FileEnd(fresh, PIPE_SIZE)
-    return _FileEnd(fd, PIPE_BUF)
+            return _FileEnd(fresh, PIPE_SIZE, may_block=False)
+    return _FileEnd(fd, PIPE_BUF, may_block=True)
 
 
 # --- openers ------------------------------------------------------------
@@ -177,7 +193,7 @@ class OnceOpener:
 
     once = True
 
-    def __init__(self, url: str, make: Callable[[], FileTransport | SocketTransport]) -> None:
+    def __init__(self, url: str, make: Callable[[], FileTransport]) -> None:
         self._url, self._make = url, make
         self._lock = threading.Lock()
         self._closed = False
@@ -187,7 +203,7 @@ class OnceOpener:
         """See :attr:`Opener.url`."""
         return self._url
 
-    def open(self) -> FileTransport | SocketTransport:
+    def open(self) -> FileTransport:
         """See :meth:`Opener.open`."""
         with self._lock:
             if self._closed:
@@ -229,7 +245,7 @@ class DeviceOpener:
         except BaseException:
             os.close(fd)
             raise
-        end = _FileEnd(fd, PIPE_SIZE)
+        end = _FileEnd(fd, PIPE_SIZE, may_block=False)
         return FileTransport(end, end, self._url)
 
     def close(self) -> None:

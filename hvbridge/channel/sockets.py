@@ -11,6 +11,7 @@ import socket
 import stat
 import struct
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,9 +25,14 @@ log = logging.getLogger(__name__)
 CONNECT = 10.0
 """Seconds that one address may take to answer a connect."""
 
-UNIX_BUFFER = 4 << 20
+UNIX_BUFFER = 1 << 20
 """Bytes asked for a unix socket's buffers; the kernel gives what ``wmem_max`` allows.
-TCP's are left alone: a fixed size would end the kernel's own tuning."""
+More would only delay what comes behind it. TCP's are left alone: a fixed size would
+end the kernel's own tuning."""
+
+LOOK = 0.1
+"""Seconds between tries to send while poll(2) says no: it says yes only when a large
+part of the buffer is free again, and a slow line may need minutes for that."""
 
 KEEPALIVE = ((socket.TCP_KEEPIDLE, 20), (socket.TCP_KEEPINTVL, 5), (socket.TCP_KEEPCNT, 4))
 """A peer that vanished without a word counts as gone after 40 s."""
@@ -77,11 +83,16 @@ class SocketTransport:
     def write(self, data: bytes, timeout: float) -> None:
         """See :meth:`Transport.write`."""
         view = memoryview(data)
+        progress = time.monotonic()
         with self._writing:
             while view:
                 if self._closed:
                     raise ChannelClosed(f"{self._description} is closed")
-                view = view[self._send(view, timeout) :]
+                if sent := self._send(view, timeout):
+                    view = view[sent:]
+                    progress = time.monotonic()
+                elif time.monotonic() - progress >= timeout:
+                    raise ChannelTimeout(f"{self._description} took nothing for {timeout:g} s")
 
     def close(self) -> None:
         """See :meth:`Transport.close`."""
@@ -95,14 +106,13 @@ class SocketTransport:
             self._sock.close()
 
     def _send(self, view: memoryview, timeout: float) -> int:
-        """Bytes that went out: 0 if the socket only became writable meanwhile."""
+        """Bytes that went out: 0 after a moment in which none could."""
         try:
             return self._sock.send(view, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
         except BlockingIOError:
             poll = select.poll()
             poll.register(self._sock, select.POLLOUT)
-            if not poll.poll(max(0, int(timeout * 1000))):
-                raise ChannelTimeout(f"{self._description} took nothing for {timeout:g} s") from None
+            poll.poll(int(min(timeout, LOOK) * 1000))
             return 0
         except OSError as exc:
             raise ChannelClosed(f"{self._description}: {exc.strerror}") from exc

@@ -142,9 +142,9 @@ class Connection:
 
     def _flush(self, stall: float) -> None:
         with self._state:
-            data = self.endpoint.data_to_send()
-        if data:
-            self.wire.send(data, stall)
+            units = self.endpoint.data_to_send()
+        for unit in units:
+            self.wire.send(unit, stall)
 
     def _wait_room(self, stall: float) -> None:
         def ready() -> bool:
@@ -244,6 +244,21 @@ class Client:
         self.session_id = secrets.randbelow(0xFFFFFFFF) + 1  # 0 would mean: none
         self.transport: SpiceTransport | None = None
         self.since = time.monotonic()
+        self._missed: float | None = None  # when it was last heard before a probe in vain
+
+    @property
+    def lost(self) -> bool:
+        """True if it left a probe unanswered and was not heard since."""
+        return self._missed == self.main.heard
+
+    def probe(self, timeout: float) -> bool:
+        """True if it answers a ping within ``timeout`` seconds."""
+        before = self.main.heard
+        answers = self.main.answers(timeout)
+        if not answers:
+            # Not dropped yet: who asked may be a stranger without the password.
+            self._missed = before
+        return answers
 
     @property
     def over(self) -> bool:

@@ -218,14 +218,8 @@ class SpiceListenOpener:
 
     def _place_taken(self) -> tuple[LinkErr, str]:
         client = self._client
-        if client is not None and not client.over:
-            if client.main.answers(self._timeouts.probe):
-                return (
-                    LinkErr.CHANNEL_NOT_AVAILABLE,
-                    f"one client at a time, and {client.main.peer} is connected",
-                )
-            log.warning("%s: does not answer, and another client is waiting", client.main.peer)
-            client.close()
+        if client is not None and not client.over and client.probe(self._timeouts.probe):
+            return LinkErr.CHANNEL_NOT_AVAILABLE, f"one client at a time, and {client.main.peer} is connected"
         return LinkErr.OK, ""
 
     def _webdav_refusal(self, mess: LinkMess) -> tuple[LinkErr, str]:
@@ -250,7 +244,11 @@ class SpiceListenOpener:
             return None
         client = Client(connection)
         with self._changed:
-            if self._stopped or (self._client is not None and not self._client.over):
+            before = self._client
+            if before is not None and before.lost:
+                log.warning("%s: does not answer, and %s takes its place", before.main.peer, connection.peer)
+                before.close()
+            if self._stopped or (before is not None and not before.over):
                 connection.endpoint.refuse(LinkErr.CHANNEL_NOT_AVAILABLE)
                 raise ProtocolError("refused: another client was faster")
             early = connection.endpoint.accept(client.session_id)

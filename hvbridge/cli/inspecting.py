@@ -49,7 +49,7 @@ def _one(path: Path) -> dict[str, Any]:
             raise HvbridgeError(
                 f"the bridge of {path} is gone: clean up with hvbridge umount {path}"
             ) from exc
-        raise HvbridgeError(f"{path} is not mounted by hvbridge") from exc
+        raise HvbridgeError(f"{path} has no hvbridge that answers here") from exc
 
 
 def _all(paths: Paths) -> dict[str, list[dict[str, Any]]]:
@@ -65,7 +65,11 @@ def _all(paths: Paths) -> dict[str, list[dict[str, Any]]]:
     dead = [
         {"mountpoint": str(mount.mountpoint), "channel": mount.source}
         for mount in mounts.mounts()
-        if mount.ours and mount.belongs_to(os.geteuid()) and str(mount.mountpoint) not in served
+        if mount.ours
+        and mount.belongs_to(os.geteuid())
+        and str(mount.mountpoint) not in served
+        # A live one without a control socket here is some other program's.
+        and mounts.is_dead(mount.mountpoint)
     ]
     pids = {state.get("pid") for state in live}
     return {"mounts": live, "dead": dead, "left_over": left_over(paths.state, pids)}

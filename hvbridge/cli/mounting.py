@@ -84,7 +84,7 @@ def mount(
 
     \b
     OPTIONS is a comma-separated list of
-      ro rw allow_other exec suid dev noatime sync
+      ro rw allow_other exec suid dev noatime sync dirsync
       uid=USER gid=GROUP umask=022
       grace=SECONDS       how long operations wait for a client that left
       timeout=SECONDS     how long one operation may take

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import logging
+import signal
+import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import click
 
 from hvbridge.cli.common import verbose_option
 from hvbridge.errors import UsageError
+
+log = logging.getLogger(__name__)
 
 
 @click.command()
@@ -31,8 +37,16 @@ def share(directory: Path, channel: str, read_only: bool) -> int:
 
     if not directory.is_dir():
         raise UsageError(f"{directory} is not a folder: nothing to share")
-    Share(directory, open_channel(channel), read_only=read_only).run()
+    server = Share(directory, open_channel(channel), read_only=read_only, on_event=log.info)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda signum, frame: _in_thread(server.close))
+    server.run()
     return 0
+
+
+def _in_thread(work: Callable[[], None]) -> None:
+    # A signal interrupts this thread anywhere, also where it holds a lock that work wants.
+    threading.Thread(target=work, daemon=True).start()
 
 
 @click.command()

@@ -12,17 +12,21 @@ import io
 import logging
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from lxml import etree
 from wsgidav.dav_error import DAVError, get_http_status_string
 from wsgidav.mw.base_mw import BaseMiddleware
+from wsgidav.util import normalize_path
 from wsgidav.wsgidav_app import WsgiDAVApp
 
 from hvbridge.share.provider import Environ, ShareProvider
 from hvbridge.share.requests import BLOCK, Resolver, StartResponse
 
 log = logging.getLogger(__name__)
+
+WITH_XML = frozenset({"PROPFIND", "PROPPATCH", "LOCK"})
+"""Methods whose body is XML; a body with another is WsgiDAV's to refuse (415)."""
 
 MAX_XML = 256 << 10
 """Bytes of a request body that is not content; real ones have some hundred."""
@@ -82,19 +86,31 @@ class Application:
         environ["PATH_INFO"] = path
         environ["wsgidav.auth.user_name"] = ""
         body = Body(environ)
+        missing = 0
 
         def start(status: str, headers: list[tuple[str, str]], exc_info: Any = None) -> Any:
+            nonlocal missing
+            if method != "HEAD":
+                missing = sum(int(value) for name, value in headers if name == "Content-Length")
             if not body.drain():
                 headers = [*headers, ("Connection", "close")]
             self._on_request(method, path, status)
             return start_response(status, headers, exc_info)
 
+        for piece in self._respond(method, environ, body, start):
+            yield piece
+            missing -= len(piece)
+        if missing:
+            # cheroot would keep the connection, and the peer would wait for the rest.
+            raise ConnectionAbortedError(errno.ECONNABORTED, "the body is not as long as its header says")
+
+    def _respond(self, method: str, environ: Environ, body: Body, start: StartResponse) -> Iterable[bytes]:
         try:
+            normalize_path(environ["PATH_INFO"])  # WsgiDAV's answer to a bad one has no body
             body.install(method)
         except DAVError as exc:
-            yield from _error(exc, start)
-            return
-        yield from self._dav(environ, start)
+            return _error(exc, start)
+        return cast("Iterable[bytes]", self._dav(environ, start))
 
 
 class Body:
@@ -121,7 +137,8 @@ class Body:
             self._environ["wsgi.input"] = self
             return
         data = self._read_all()
-        _check_xml(data)
+        if method in WITH_XML:
+            _check_xml(data)
         self._environ["wsgi.input"] = io.BytesIO(data)
         self._environ["CONTENT_LENGTH"] = str(len(data))
         self._environ["wsgi.input_terminated"] = False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import io
+import logging
 from typing import Any
 
 from cheroot.server import HTTPConnection, HTTPRequest
@@ -14,6 +15,8 @@ from hvbridge.channel.session import Stream
 from hvbridge.errors import ChannelClosed, ChannelError, ChannelTimeout
 from hvbridge.share.app import Application
 from hvbridge.spice.mux import MAX_DATA
+
+log = logging.getLogger(__name__)
 
 SILENCE = 60.0
 """Seconds that a host may be silent inside a request, or take nothing of an answer.
@@ -30,7 +33,9 @@ class Request(HTTPRequest):
     """cheroot keeps a connection although the application said ``Connection: close``."""
 
     def send_headers(self) -> None:
-        """Send the head of the answer."""
+        """Send the head of the answer; there is none if the connection broke before."""
+        if not self.status:
+            raise BrokenPipeError(errno.EPIPE, "the connection broke within the request")
         if any(k.lower() == b"connection" and v.lower() == b"close" for k, v in self.outheaders):
             self.close_connection = True
         super().send_headers()
@@ -42,16 +47,26 @@ class Connection(HTTPConnection):
     RequestHandlerClass = Request
 
 
-class StreamServer(Server):
-    """What cheroot's requests ask of their server; it listens nowhere and starts no threads."""
+class DavServer(Server):
+    """cheroot's server with our limits and our log."""
 
     ConnectionClass = Connection
-    can_add_keepalive_connection = True
     max_request_header_size = MAX_HEADER
     software = f"hvbridge/{__version__}"
+    version = software
+
+    def error_log(self, msg: str = "", level: int = logging.INFO, traceback: bool = False) -> None:
+        """What cheroot would print."""
+        log.log(level, "%s", msg, exc_info=traceback)
+
+
+class StreamServer(DavServer):
+    """What cheroot's requests ask of their server; it listens nowhere and starts no threads."""
+
+    can_add_keepalive_connection = True
 
     def __init__(self, app: Application) -> None:
-        super().__init__(("localhost", 80), app, server_name=self.software)
+        super().__init__(("localhost", 80), app)
 
     def answer(self, stream: Stream) -> None:
         """Answer the requests of one stream until it ends; then close it."""

@@ -71,7 +71,7 @@ class Draft:
             os.fchown(self.fd, model.st_uid, model.st_gid)
         os.fchmod(self.fd, stat.S_IMODE(model.st_mode) & 0o777)
 
-    def commit(self, target: str) -> os.stat_result:
+    def commit(self, target: str, *, over_folders: bool = False) -> os.stat_result:
         """Stand at ``target``, in place of any file there; the stat of what stands there now."""
         if self._part is None:
             self._part = part_path(self._folder)
@@ -82,7 +82,10 @@ class Draft:
             except OSError:
                 self._part = None
                 raise
-        os.replace(self._part, target)  # noqa: PTH105
+        if over_folders:
+            take_place(self._part, target)
+        else:
+            os.replace(self._part, target)  # noqa: PTH105
         self._part = None
         return os.fstat(self.fd)
 
@@ -98,7 +101,7 @@ class Draft:
 
 
 def copy_file(source: str, target: str) -> None:
-    """Copy a regular file with permissions and times over whatever file is at ``target``."""
+    """Copy a regular file with permissions and times to stand at ``target``, in place of what is there."""
     fd = os.open(source, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     try:
         before = os.fstat(fd)
@@ -107,7 +110,7 @@ def copy_file(source: str, target: str) -> None:
             draft.copy_from(fd)
             draft.adopt(before)
             os.utime(draft.fd, ns=(before.st_atime_ns, before.st_mtime_ns))
-            draft.commit(target)
+            draft.commit(target, over_folders=True)
         finally:
             draft.discard()
     finally:

@@ -9,14 +9,12 @@ from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 
-from cheroot.wsgi import Server
-
 from hvbridge.channel.base import Opener
 from hvbridge.channel.channel import Channel, State
 from hvbridge.channel.session import Session, Stream
 from hvbridge.errors import ChannelError, UsageError
 from hvbridge.share.app import Application
-from hvbridge.share.connection import MAX_HEADER, Connection, StreamServer
+from hvbridge.share.connection import DavServer, StreamServer
 from hvbridge.spice.mux import Role
 
 log = logging.getLogger(__name__)
@@ -113,9 +111,7 @@ class HttpShare:
     ) -> None:
         _check_directory(directory)
         self.app = Application(directory, read_only=read_only)
-        self._server = Server((host, port), self.app, numthreads=8, max=64, timeout=60, shutdown_timeout=1)
-        self._server.ConnectionClass = Connection
-        self._server.max_request_header_size = MAX_HEADER
+        self._server = DavServer((host, port), self.app, numthreads=8, max=64, timeout=60, shutdown_timeout=1)
         self._server.keep_alive_conn_limit = 64
         self._thread: threading.Thread | None = None
 

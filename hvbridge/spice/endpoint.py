@@ -151,7 +151,7 @@ class Endpoint:
         self._mess_size = 0
         self._buffer = bytearray()
         self._reader: messages.MessageReader | None = None
-        self._out: list[bytes | memoryview] = []
+        self._out: list[bytes] = []
         self._serial = 0
         self._pings = 0
         self._unacked = 0
@@ -163,10 +163,14 @@ class Endpoint:
 
     # --- sending --------------------------------------------------------
 
-    def data_to_send(self) -> bytes:
-        """What must go to the client now; empty if nothing. It is handed out once."""
-        data = b"".join(self._out)
-        self._out.clear()
+    def data_to_send(self) -> list[bytes]:
+        """What must go to the client now, handed out once; each item is a whole unit.
+
+        Over TLS each must be written by itself. spice-gtk (0.42) waits for its
+        socket after every message, though OpenSSL may hold the next one already:
+        two in one TLS record, and the second is seen when a third comes.
+        """
+        data, self._out = self._out, []
         return data
 
     @property
@@ -201,8 +205,7 @@ class Endpoint:
         else:
             self._serial += 1
             header = messages.FULL_HEADER.pack(self._serial, kind, len(body), 0)
-        self._out.append(header)
-        self._out.append(body)
+        self._out.append(b"".join((header, body)))
         if self.state is State.WEBDAV:
             self._unacked += 1
 

@@ -85,6 +85,10 @@ class BridgeStream(httpcore.NetworkStream):
     def write(self, buffer: bytes, timeout: float | None = None) -> None:
         """Gather ``buffer``; send once :data:`GATHER` bytes are together."""
         if not self._writing:
+            if self._answers and self.get_extra_info("is_readable"):
+                # The pool looks for ended connections before it picks one, and a connection
+                # may become idle in between. Nothing was sent: it will pick another.
+                raise httpcore.ConnectionNotAvailable
             self._writing = self._awaiting_first_byte = True
         self._write_timeout = timeout
         if not self._pending and len(buffer) >= GATHER:

@@ -4,6 +4,8 @@ Its methods (``move``, ``copy``, ``mkdir``, ``remove``, …) and exceptions are 
 as they are; what lies below them is replaced: every character of a path is
 quoted, ``Depth`` is always said, answers are read up to a limit, a 207 is read
 by a parser with limits, nothing is decoded, followed, repeated or remembered.
+What webdav4 lists (``ls``, ``info``) it asks for as ``allprop`` and reads with a
+parser that phodav's names break: for that there is :meth:`BridgeClient.propfind_responses`.
 """
 
 from __future__ import annotations
@@ -33,6 +35,7 @@ IN_FLIGHT = 4096 * KIB
 """Bytes of an upload that may still be under way when the last one was written: socket buffers."""
 
 MULTI_STATUS = 207
+MOVED = frozenset({301, 302, 307, 308})
 
 Auth = tuple[str, str] | httpx.Auth | None
 Body = bytes | Iterable[bytes]
@@ -120,6 +123,19 @@ class BridgeClient(webdav4.Client):  # type: ignore[misc]  # webdav4 has no type
         )
         return self.http.send(request, stream=True)
 
+    def _slashed(self, method: str, path: str, **options: Any) -> httpx.Response:
+        """:meth:`send`, and once more with a slash behind ``path`` if just that is asked for.
+
+        Apache's mod_dir does so for folders. No other redirect is followed, and of this one only
+        the fact is used.
+        """
+        response = self.send(method, path, **options)
+        wanted = response.request.url.raw_path.decode() + "/"
+        if response.status_code in MOVED and response.headers.get("location", "").endswith(wanted):
+            self.finish(response)
+            return self.send(method, path + "/", **options)
+        return response
+
     def finish(self, response: httpx.Response) -> httpx.Response:
         """The answer with its body read, if that is small, else without it and the connection dropped."""
         kept = bytearray()
@@ -154,7 +170,7 @@ class BridgeClient(webdav4.Client):  # type: ignore[misc]  # webdav4 has no type
         """
         headers = {"Depth": str(depth), "Content-Type": "application/xml"}
         with deadline.within(self.limits.request):
-            response = self.send("PROPFIND", path, headers=headers, content=body)
+            response = self._slashed("PROPFIND", path, headers=headers, content=body)
             try:
                 if response.status_code != MULTI_STATUS:
                     self.check(self.finish(response), path)
@@ -201,7 +217,7 @@ class BridgeClient(webdav4.Client):  # type: ignore[misc]  # webdav4 has no type
         if method == "PROPFIND":
             headers.setdefault("Depth", "0")
         with deadline.within(self.limits.request):
-            response = self.send(
+            response = self._slashed(
                 method,
                 path,
                 headers=headers,

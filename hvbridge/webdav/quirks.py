@@ -27,8 +27,17 @@ class Quirks:
     etag_time: bool = False
     """The ETag tells the mtime's fraction of a second."""
 
+    one_answer: bool = False
+    """Every answer ends its connection without saying so: a second request on it may be lost."""
+
     folder_slash: bool = False
     """DELETE, COPY and MOVE of a folder need a trailing slash, of a file none."""
+
+    mkcol_blind: bool = False
+    """MKCOL says 201 to a name that is taken."""
+
+    list_slash: bool = False
+    """A folder is listed in one request if its path ends with a slash, in two otherwise."""
 
     exact_dates: bool = False
     """``getlastmodified`` may be set with a fraction of a second, in ISO 8601."""
@@ -50,6 +59,9 @@ class Quirks:
 
 
 PHODAV = Quirks(
+    # Measured with 3.0 in spice-gtk 0.42: the close follows the answer, and a PUT
+    # that was sent before it arrived got no answer.
+    one_answer=True,
     display_names=True,
     mend_ampersands=True,
     clipboard=True,
@@ -63,15 +75,17 @@ PHODAV = Quirks(
     keeps_mode=True,
 )
 
+NAMELESS = Quirks(mkcol_blind=True)
+"""A server without a ``Server`` header, rclone's for one."""
+
 BY_SERVER: tuple[tuple[str, Quirks], ...] = (
     ("phodavserver", PHODAV),
     (
         "hvbridge",
         Quirks(etag_time=True, exact_dates=True, whole_request=ANY_SIZE, ranges=True, keeps_mode=True),
     ),
-    ("apache", Quirks(ranges=True)),
+    ("apache", Quirks(ranges=True, list_slash=True)),
     ("nginx", Quirks(ranges=True, folder_slash=True)),
-    ("rclone", Quirks(ranges=True)),
     ("wsgidav", Quirks(ranges=True, keeps_mode=True)),
 )
 
@@ -79,6 +93,8 @@ BY_SERVER: tuple[tuple[str, Quirks], ...] = (
 def quirks_of(server: str) -> Quirks:
     """The quirks of the server with this ``Server`` header (``""``: nothing was heard of it yet)."""
     low = server.lower()
+    if not low:
+        return NAMELESS
     for prefix, quirks in BY_SERVER:
         if low.startswith(prefix):
             return quirks

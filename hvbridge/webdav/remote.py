@@ -11,12 +11,13 @@ that comes next may be another.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import httpx
-from webdav4.client import HTTPError
+from webdav4.client import HTTPError, ResourceNotFound
 
 from hvbridge import deadline
 from hvbridge.channel.channel import Channel
@@ -39,7 +40,7 @@ from hvbridge.webdav.backend import BridgeBackend, MuxBackend, SocketBackend
 from hvbridge.webdav.client import Auth, BridgeClient
 from hvbridge.webdav.download import WebdavDownload, download_of
 from hvbridge.webdav.errors import status_error, translated
-from hvbridge.webdav.multistatus import APACHE, DAV
+from hvbridge.webdav.multistatus import APACHE, DAV, RawResponse
 from hvbridge.webdav.properties import etag_of, http_date, iso_date
 from hvbridge.webdav.quirks import Quirks, quirks_of
 from hvbridge.webdav.transport import BridgeTransport
@@ -71,7 +72,9 @@ class Learnt:
     """What the answers of one session told."""
 
     session: int
-    server: str = ""
+    server: str | None = None
+    """The ``Server`` header; ``""`` if there is none, ``None`` while nothing was heard."""
+
     settable: dict[str, bool] = field(default_factory=dict)
     """Whether PROPPATCH of a property has the effect it claims, by property."""
 
@@ -94,8 +97,8 @@ class WebdavRemote:
     def traits(self) -> Traits:
         """What is known of the server now; no request."""
         learnt = self._current()
-        quirks = quirks_of(learnt.server)
-        return Traits(server=learnt.server, ranges=quirks.ranges, keeps_mode=quirks.keeps_mode)
+        quirks = quirks_of(learnt.server or "")
+        return Traits(server=learnt.server or "", ranges=quirks.ranges, keeps_mode=quirks.keeps_mode)
 
     def atomic_put(self, path: str) -> int:
         """Body bytes that a PUT on ``path`` carries whole or not at all; no request."""
@@ -115,7 +118,7 @@ class WebdavRemote:
     def list(self, path: str) -> Listing:
         """PROPFIND Depth 1."""
         with translated(path, "PROPFIND"):
-            responses, server = self.client.propfind_responses(path, entries.PROPFIND_ENTRY, 1)
+            responses, server = self._members(path)
             found = entries.listing_of(path, responses, quirks_of(server), self._limits, self.client.prefix)
         return found.listing if found.twin is None else self._told_apart(path, found.listing, found.twin)
 
@@ -140,7 +143,7 @@ class WebdavRemote:
 
     def quota(self) -> Quota:
         """PROPFIND of RFC 4331's properties at the root."""
-        cheap = self._learnt.server and self._quirks.used_is_cheap
+        cheap = self._current().server is not None and self._quirks.used_is_cheap
         body = entries.PROPFIND_QUOTA if cheap else entries.PROPFIND_AVAILABLE
         with translated("/", "PROPFIND"):
             return entries.quota_of(self.client.propfind_responses("/", body, 0)[0])
@@ -158,6 +161,8 @@ class WebdavRemote:
 
     def mkdir(self, path: str) -> None:
         """MKCOL."""
+        if self._quirks.mkcol_blind and self._stands(path):
+            raise Exists("the name is taken", path)
         with translated(path, "MKCOL"):
             self.client.mkdir(path)
 
@@ -197,7 +202,7 @@ class WebdavRemote:
 
     @property
     def _quirks(self) -> Quirks:
-        return quirks_of(self._current().server)
+        return quirks_of(self._current().server or "")
 
     def _current(self) -> Learnt:
         session = self._channel.sessions if self._channel is not None else 0
@@ -206,12 +211,12 @@ class WebdavRemote:
         return self._learnt
 
     def _heard(self, response: httpx.Response) -> None:
-        if server := response.headers.get("server", "")[:MAX_SERVER]:
-            self._current().server = server
+        learnt = self._current()
+        learnt.server = response.headers.get("server", "")[:MAX_SERVER] or learnt.server or ""
 
     def _known_quirks(self) -> Quirks:
         """The quirks, asking the server for anything if nothing was heard of it yet."""
-        if not self._current().server:
+        if self._current().server is None:
             self.stat("/")
         return self._quirks
 
@@ -220,6 +225,13 @@ class WebdavRemote:
     def _slash(self, path: str) -> str:
         """What to put behind ``path``: a slash if the server must be told that it is a folder."""
         return "/" if self._known_quirks().folder_slash and self.stat(path).is_dir else ""
+
+    def _members(self, path: str) -> tuple[Sequence[RawResponse], str]:
+        """PROPFIND Depth 1, spelt as the server wants a folder to be."""
+        if self._quirks.list_slash and path != "/":
+            with contextlib.suppress(ResourceNotFound, HTTPError):  # it may be a file
+                return self.client.propfind_responses(path + "/", entries.PROPFIND_ENTRY, 1)
+        return self.client.propfind_responses(path, entries.PROPFIND_ENTRY, 1)
 
     def _told_apart(self, path: str, listing: Listing, twin: str) -> Listing:
         """``listing`` with the folder itself and the member ``twin`` each asked for alone."""
@@ -243,6 +255,10 @@ class WebdavRemote:
             if overwrite or not self._stands(dst):
                 raise IOFailed(f"the client could not {method} it to {dst!r}", src) from exc
             raise Exists("the name is taken", dst) from exc
+        except AccessDenied as exc:
+            if not self._stands(src):  # rclone
+                raise NotFound("no such file or folder", src) from exc
+            raise
 
     def _stands(self, path: str) -> bool:
         try:

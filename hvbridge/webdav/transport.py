@@ -2,10 +2,11 @@
 
 Differences from httpx's own transport: connections come from a
 :class:`~hvbridge.webdav.backend.BridgeBackend`; waiting for one of them ends at
-the operation's deadline; a connection is not used again after a 204 (phodav
-closes it and says nothing); a request that changes nothing and met a connection
-which had died while idle is sent once more, on a fresh one; no cookie is kept.
-Redirects and content codings are left to the client above, which takes neither.
+the operation's deadline; a connection is not used again after a 204, nor after
+any answer of a server that ends its connections without saying so (phodav); a
+request that changes nothing and met a connection which had died while idle is
+sent once more, on a fresh one; no cookie is kept. Redirects and content codings
+are left to the client above, which takes neither.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import httpx
 
 from hvbridge import deadline
 from hvbridge.webdav.backend import BridgeBackend, BridgeStream, StaleConnection
+from hvbridge.webdav.quirks import quirks_of
 
 SAFE = frozenset({"GET", "HEAD", "OPTIONS", "PROPFIND"})
 """Methods that change nothing (RFC 9110 §9.2.1, RFC 4918 §9.1): repeating them is harmless."""
@@ -68,9 +70,10 @@ class BridgeTransport(httpx.BaseTransport):
                     raise
                 response = self._pool.handle_request(self._translated(request))
         stream = response.extensions.get("network_stream")
-        if response.status == NO_CONTENT and isinstance(stream, BridgeStream):
+        headers = httpx.Headers([pair for pair in response.headers if pair[0].lower() != b"set-cookie"])
+        last = response.status == NO_CONTENT or quirks_of(headers.get("server", "")).one_answer
+        if last and isinstance(stream, BridgeStream):
             stream.poison()
-        headers = [(name, value) for name, value in response.headers if name.lower() != b"set-cookie"]
         return httpx.Response(
             response.status,
             headers=headers,

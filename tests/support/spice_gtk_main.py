@@ -22,8 +22,13 @@ Session, Channel = SpiceClientGLib.Session, SpiceClientGLib.Channel
 connect_signal = GObject.Object.connect
 
 
+# GLib prints its messages to stdout, too: that goes to stderr, and events keep a copy.
+events = os.fdopen(os.dup(sys.stdout.fileno()), "w")
+os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+
+
 def say(event: str, **details: Any) -> None:
-    print(json.dumps({"event": event, **details}), flush=True)
+    print(json.dumps({"event": event, **details}), file=events, flush=True)
 
 
 def name_of(channel: Any) -> str:

@@ -195,6 +195,10 @@ class SocketClient:
             self.end.receive(data)
             self.flush()
 
+    def until_result(self) -> None:
+        """Run the link stage to its end, whatever that is."""
+        self.until(lambda: self.end.error not in (None, 0) or self.end.result is not None)
+
     def until_closed(self) -> None:
         """Exchange bytes until the server ends the connection."""
         try:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
+import threading
 from pathlib import Path
 
 import pytest
@@ -123,3 +125,16 @@ def test_unmount_without_tools(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "which", lambda name: None)
     with pytest.raises(HvbridgeError, match="neither fusermount3 nor umount"):
         mounts.unmount(Path("/mnt"), run=Runs(succeed_at=1))
+
+
+def test_a_filesystem_that_answers_is_not_dead(tmp_path: Path) -> None:
+    assert not mounts.is_dead(tmp_path)
+    assert mounts.is_dead(tmp_path / "absent")
+
+
+def test_one_that_does_not_answer_is_not_called_dead(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mounts, "ANSWER_SECONDS", 0.05)
+    released = threading.Event()
+    monkeypatch.setattr(os, "statvfs", lambda path: released.wait(10))
+    assert not mounts.is_dead(Path("/mnt"))
+    released.set()

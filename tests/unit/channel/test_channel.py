@@ -43,7 +43,7 @@ def life() -> Iterator[Life]:
 
 
 def test_it_waits_opens_and_closes(life: Life) -> None:
-    assert life.channel.state is State.WAITING
+    assert life.channel.wait_state(State.WAITING, 0)
     with pytest.raises(ChannelTimeout, match="no client on test:"):
         life.channel.session(0.01)
     life.peer()

@@ -111,7 +111,7 @@ def test_the_timeout_counts_without_progress_only() -> None:
 
     reader = threading.Thread(target=trickle)
     reader.start()
-    near.write(bytes(size), 0.1)
+    near.write(bytes(size), 0.2)
     done.set()
     reader.join(T)
     near.close()

@@ -57,7 +57,7 @@ class Dialogue:
 
     def run(self) -> None:
         """Exchange bytes until neither has more to say."""
-        while self.client.out or (data := self.server.data_to_send()):
+        while self.client.out or (data := b"".join(self.server.data_to_send())):
             if self.client.out:
                 self.to_server(bytes(self.client.out[: self.chunk]))
                 del self.client.out[: self.chunk]
@@ -175,19 +175,30 @@ class TestLink:
         client, server = ClientEnd(MAIN), Endpoint()
         server.receive(bytes(client.out))
         server.refuse(code)
-        client.receive(server.data_to_send())
+        client.receive(b"".join(server.data_to_send()))
         assert (client.error, client.result) == (code, None)
         assert server.closed
+
+    @pytest.mark.parametrize(("channel", "sizes"), [(MAIN, [4, 6 + 32]), (WEBDAV, [4, 6 + 8, 6 + 34])])
+    def test_result_and_messages_are_units(self, channel: tuple[int, int], sizes: list[int]) -> None:
+        server = Endpoint()
+        server.receive(peer.link_request(channel))
+        server.offer(PUBLIC, decrypt)
+        server.receive(struct.pack("<I", 1) + bytes(128))
+        server.data_to_send()
+        server.accept(SESSION)
+        assert [len(unit) for unit in server.data_to_send()] == sizes
+        assert server.data_to_send() == []
 
     def test_refused_after_the_ticket(self) -> None:
         client, server = ClientEnd(MAIN), Endpoint()
         server.receive(bytes(client.out))
         server.offer(PUBLIC, decrypt)
         client.out.clear()
-        client.receive(server.data_to_send())
+        client.receive(b"".join(server.data_to_send()))
         assert server.receive(bytes(client.out)) == [Authenticated()]
         server.refuse(LinkErr.BAD_CONNECTION_ID)
-        client.receive(server.data_to_send())
+        client.receive(b"".join(server.data_to_send()))
         assert (client.error, client.result) == (0, 8)
 
     @pytest.mark.parametrize(
@@ -205,7 +216,7 @@ class TestLink:
         with pytest.raises(LinkRefused):
             server.receive(data)
         client = ClientEnd()
-        client.receive(server.data_to_send())
+        client.receive(b"".join(server.data_to_send()))
         assert client.error == code
         assert server.closed
 
@@ -216,7 +227,7 @@ class TestLink:
         server.data_to_send()
         with pytest.raises(LinkRefused, match="mechanism 2"):
             server.receive(struct.pack("<I", 2))
-        assert server.data_to_send() == struct.pack("<I", LinkErr.INVALID_DATA)
+        assert server.data_to_send() == [struct.pack("<I", LinkErr.INVALID_DATA)]
 
     def test_a_client_that_does_not_wait_is_cut_off(self) -> None:
         server = Endpoint()
@@ -265,7 +276,7 @@ class TestPassword:
         server.offer(PUBLIC, decrypt)
         server.data_to_send()
         assert server.receive(struct.pack("<I", 1) + bytes(128)) == [AuthenticationFailed(guess=True)]
-        assert server.data_to_send() == struct.pack("<I", 7)
+        assert server.data_to_send() == [struct.pack("<I", 7)]
 
     def test_without_one_anything_goes(self) -> None:
         dialogue = Dialogue(ClientEnd(MAIN, password=b"left over from another host"))
