@@ -114,7 +114,7 @@ def _mount_lines(state: dict[str, Any]) -> list[str]:
         return [f"{state.get('socket')}  does not answer: {state.get('error')}"]
     mode = "read-only" if state.get("read_only") else "read-write"
     client = state.get("client") or "no client"
-    server = f" ({state['server']})" if state.get("server") else ""
+    server = f" ({state['server']})" if state.get("client") and state.get("server") else ""
     traffic = f"{human_size(state.get('bytes_in') or 0)} in, {human_size(state.get('bytes_out') or 0)} out"
     cache = state.get("cache") or {}
     lines = [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import sys
 import threading
@@ -30,6 +31,9 @@ log = logging.getLogger(__name__)
 
 STOP_SECONDS = 60.0
 """How long a signal lets uploads finish; systemd kills 90 s after its own signal."""
+
+LINGER_SECONDS = 3.0
+"""After a second signal, how long operations under way may keep the process."""
 
 ATTACHED = ("stdio:", "fd:")
 """Channels that are the caller's own descriptors: such a mount stays in the foreground."""
@@ -160,6 +164,7 @@ class Stopper:
         self._bridge, self._mountpoint = bridge, mountpoint
         self._received = 0
         self._ready = False
+        self._ended = threading.Event()
         self._old: dict[int, Any] = {}
         self._line = ProgressLine(sys.stderr)
 
@@ -171,6 +176,7 @@ class Stopper:
     def __exit__(self, *exc_info: object) -> None:
         for number, handler in self._old.items():
             signal.signal(number, handler)
+        self._ended.set()
         self._line.clear()
 
     def ready(self) -> None:
@@ -191,13 +197,17 @@ class Stopper:
         threading.Thread(target=self._stop, args=(self._received,), name="hvbridge-stop", daemon=True).start()
 
     def _stop(self, received: int) -> None:
-        deadline = STOP_SECONDS if received == 1 else 0.0
+        patiently = received == 1
         try:
-            self._bridge.stop(deadline=deadline, progress=self._line)
+            self._bridge.stop(deadline=STOP_SECONDS if patiently else 0.0, progress=self._line)
         except HvbridgeError as exc:
             log.error("%s", exc)
-            if received > 1:
+            if not patiently:
                 self._detach()
+        if not patiently and not self._ended.wait(LINGER_SECONDS):
+            log.error("ending with operations under way: 'hvbridge status' names what was not uploaded")
+            logging.shutdown()
+            os._exit(1)  # the kernel fails the operations; what was written is in the spool
 
     def _detach(self) -> None:
         try:

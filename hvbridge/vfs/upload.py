@@ -139,7 +139,7 @@ class Uploader:
     def _send(self, file: OpenFile, path: str, size: int, version: int) -> str | None:
         try:
             etag = self._remote.put(path, file.body(size), size)
-        except FsError:
+        except (FsError, ValueError):  # ValueError: it became shorter than was announced
             if file.version != version:
                 raise _Torn from None
             raise

@@ -58,6 +58,10 @@ class Wire(Protocol):
         """Close, waking a read under way."""
         ...
 
+    def linger(self) -> None:
+        """Done with it; the peer is about to close it by itself."""
+        ...
+
     @property
     def readable(self) -> bool:
         """True if a read would not wait."""
@@ -73,7 +77,7 @@ class BridgeStream(httpcore.NetworkStream):
         self._generation = backend.generation
         self._pending = bytearray()
         self._write_timeout: float | None = None
-        self._poisoned = False
+        self._poisoned = self._aborted = False
         self._writing = False
         self._answers = 0
         self._awaiting_first_byte = True
@@ -110,8 +114,12 @@ class BridgeStream(httpcore.NetworkStream):
         try:
             data = self._wire.read(max_bytes, deadline.remaining(timeout))
         except httpcore.ReadError as exc:
+            self._aborted = True
             if self._stale:
                 raise StaleConnection(str(exc)) from exc
+            raise
+        except httpcore.ReadTimeout:
+            self._aborted = True
             raise
         if data:
             if self._awaiting_first_byte:
@@ -121,10 +129,17 @@ class BridgeStream(httpcore.NetworkStream):
             raise StaleConnection("the server had closed the idle connection")
         return data
 
+    def abort(self) -> None:
+        """The answer is not wanted any more: closing must tell the peer at once."""
+        self._aborted = True
+
     def close(self) -> None:
         """Close without sending what was gathered. Idempotent."""
         self._pending.clear()
-        self._wire.close()
+        if self._poisoned and not self._aborted:
+            self._wire.linger()
+        else:
+            self._wire.close()
 
     def start_tls(
         self,
@@ -252,6 +267,10 @@ class MuxWire:
         """Close the stream; the peer is told."""
         self._stream.close()
 
+    def linger(self) -> None:
+        """Leave the close to the peer: ours could cross it (see :meth:`Stream.linger`)."""
+        self._stream.linger()
+
     @property
     def readable(self) -> bool:
         """True if data or the end is there, or the session says not to go on."""
@@ -280,6 +299,10 @@ class SocketWire:
         with contextlib.suppress(OSError):
             sock.shutdown(socket.SHUT_RDWR)
         self._stream.close()
+
+    def linger(self) -> None:
+        """A socket's close cannot be mistaken for another connection's."""
+        self.close()
 
     @property
     def readable(self) -> bool:

@@ -12,7 +12,7 @@ are left to the client above, which takes neither.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import cast
 
 import httpcore
@@ -72,12 +72,13 @@ class BridgeTransport(httpx.BaseTransport):
         stream = response.extensions.get("network_stream")
         headers = httpx.Headers([pair for pair in response.headers if pair[0].lower() != b"set-cookie"])
         last = response.status == NO_CONTENT or quirks_of(headers.get("server", "")).one_answer
-        if last and isinstance(stream, BridgeStream):
+        assert isinstance(stream, BridgeStream)  # both backends make nothing else
+        if last:
             stream.poison()
         return httpx.Response(
             response.status,
             headers=headers,
-            stream=AnswerBody(cast("Iterable[bytes]", response.stream)),
+            stream=AnswerBody(cast("Iterable[bytes]", response.stream), stream.abort),
             extensions=response.extensions,
         )
 
@@ -103,17 +104,27 @@ class BridgeTransport(httpx.BaseTransport):
 
 
 class AnswerBody(httpx.SyncByteStream):
-    """An answer's body with httpcore's exceptions as httpx's."""
+    """An answer's body with httpcore's exceptions as httpx's; ``abort`` if it is given up."""
 
-    def __init__(self, body: Iterable[bytes]) -> None:
+    def __init__(self, body: Iterable[bytes], abort: Callable[[], None]) -> None:
         self._body = body
+        self._abort = abort
+        self._whole = False
 
     def __iter__(self) -> Iterator[bytes]:
         with mapped_errors():
-            yield from self._body
+            for piece in self._body:
+                try:
+                    yield piece
+                except GeneratorExit:
+                    self._abort()
+                    raise
+            self._whole = True
 
     def close(self) -> None:
         """Give the connection back, or drop it if the body was not read to its end."""
+        if not self._whole:
+            self._abort()
         close = getattr(self._body, "close", None)
         if close is not None:
             close()

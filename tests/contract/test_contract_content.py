@@ -25,7 +25,7 @@ BIG = random.Random(1).randbytes(700 * 1024)
 )
 def test_what_is_written_reads_back_and_is_on_the_client(fs: FsOps, client: ClientSide, data: bytes) -> None:
     fs.write_file("f", data)
-    assert client.read("f") == data
+    assert client.has("f", data)
     assert fs.stat("f").size == len(data)
     assert fs.read_file("f") == data
     assert client.names() == ["f"], "nothing of our own is left beside it"
@@ -34,7 +34,7 @@ def test_what_is_written_reads_back_and_is_on_the_client(fs: FsOps, client: Clie
 def test_an_empty_file_reaches_the_client(fs: FsOps, client: ClientSide) -> None:
     fs.write_file("empty", b"")
     eventually(lambda: "empty" in client.names())
-    assert client.read("empty") == b""
+    assert client.has("empty", b"")
     assert fs.stat("empty").size == 0
     assert fs.read_file("empty") == b""
 
@@ -54,7 +54,7 @@ def test_what_the_client_has_is_read(fs: FsOps, client: ClientSide) -> None:
 def test_replacing_content_by_shorter_and_longer(fs: FsOps, client: ClientSide) -> None:
     for data in (b"first version", b"2nd", BIG, b"", b"last"):
         fs.write_file("f", data)
-        eventually(lambda: client.read("f") == data)  # noqa: B023 - called at once
+        eventually(lambda: client.has("f", data))
         assert fs.read_file("f") == data
 
 
@@ -79,7 +79,7 @@ def test_o_excl(fs: FsOps, client: ClientSide) -> None:
     fs.close(fd)
     with fails(errno.EEXIST):
         fs.open("f", os.O_WRONLY | os.O_CREAT | os.O_EXCL)
-    assert client.read("f") == b"mine"
+    assert client.has("f", b"mine")
 
 
 def test_o_trunc_empties_an_existing_file(fs: FsOps, client: ClientSide) -> None:
@@ -87,18 +87,18 @@ def test_o_trunc_empties_an_existing_file(fs: FsOps, client: ClientSide) -> None
     fd = fs.open("f", os.O_WRONLY | os.O_TRUNC)
     assert fs.fstat(fd).size == 0
     fs.close(fd)
-    eventually(lambda: client.read("f") == b"")
+    eventually(lambda: client.has("f", b""))
     assert fs.stat("f").size == 0
 
 
 def test_the_client_never_sees_a_file_emptied_before_it_is_written(fs: FsOps, client: ClientSide) -> None:
     fs.write_file("f", b"old content")
     fd = fs.open("f", os.O_WRONLY | os.O_TRUNC)
-    assert client.read("f") == b"old content"
+    assert client.has("f", b"old content")
     fs.pwrite(fd, b"new", 0)
-    assert client.read("f") == b"old content"
+    assert client.has("f", b"old content")
     fs.close(fd)
-    assert client.read("f") == b"new"
+    assert client.has("f", b"new")
 
 
 @pytest.mark.parametrize("size", [20, len(BIG)])
@@ -110,7 +110,7 @@ def test_write_within_an_existing_file(fs: FsOps, client: ClientSide, size: int)
     expected = data[: size // 2] + b"***" + data[size // 2 + 3 :]
     assert fs.read_all(fd) == expected
     fs.close(fd)
-    assert client.read("f") == expected
+    assert client.has("f", expected)
     assert fs.read_file("f") == expected
 
 
@@ -121,7 +121,7 @@ def test_write_only_within_an_existing_file_keeps_the_rest(fs: FsOps, client: Cl
     with fails(errno.EBADF):
         fs.pread(fd, 1, 0)
     fs.close(fd)
-    assert client.read("f") == b"0123ab6789"
+    assert client.has("f", b"0123ab6789")
 
 
 def test_read_only_descriptors_do_not_write(fs: FsOps, client: ClientSide) -> None:
@@ -130,7 +130,7 @@ def test_read_only_descriptors_do_not_write(fs: FsOps, client: ClientSide) -> No
     with fails(errno.EBADF):
         fs.pwrite(fd, b"x", 0)
     fs.close(fd)
-    assert client.read("f") == b"0123456789"
+    assert client.has("f", b"0123456789")
 
 
 def test_append(fs: FsOps, client: ClientSide) -> None:
@@ -140,18 +140,18 @@ def test_append(fs: FsOps, client: ClientSide) -> None:
         fs.append(fd, line)
         fs.append(fd, line.upper())
         fs.close(fd)
-    assert client.read("log") == b"one\ntwo\nTWO\nthree\nTHREE\n"
+    assert client.has("log", b"one\ntwo\nTWO\nthree\nTHREE\n")
     fd = fs.open("new", os.O_WRONLY | os.O_APPEND | os.O_CREAT)
     fs.append(fd, b"x")
     fs.close(fd)
-    assert client.read("new") == b"x"
+    assert client.has("new", b"x")
 
 
 def test_opening_and_closing_for_writing_changes_nothing(fs: FsOps, client: ClientSide) -> None:
     client.write("f", b"as it is")
     before = fs.stat("f")
     fs.close(fs.open("f", os.O_RDWR))
-    assert client.read("f") == b"as it is"
+    assert client.has("f", b"as it is")
     assert fs.stat("f") == before
 
 
@@ -170,7 +170,7 @@ def test_writes_anywhere_and_holes(fs: FsOps, client: ClientSide) -> None:
     assert fs.fstat(fd).size == 300_003
     assert fs.read_all(fd) == expected
     fs.close(fd)
-    assert client.read("f") == expected
+    assert client.has("f", expected)
 
 
 def test_a_hole_behind_the_old_end_of_a_file(fs: FsOps, client: ClientSide) -> None:
@@ -179,7 +179,7 @@ def test_a_hole_behind_the_old_end_of_a_file(fs: FsOps, client: ClientSide) -> N
     fs.pwrite(fd, b"z", 10)
     assert fs.read_all(fd) == b"abc" + bytes(7) + b"z"
     fs.close(fd)
-    assert client.read("f") == b"abc" + bytes(7) + b"z"
+    assert client.has("f", b"abc" + bytes(7) + b"z")
 
 
 @pytest.mark.parametrize("size", [10, len(BIG)])
@@ -194,7 +194,7 @@ def test_truncate_down_then_up_leaves_zeros(fs: FsOps, client: ClientSide, size:
     fs.pwrite(fd, b"!", 6)
     fs.close(fd)
     expected = data[:4] + b"\0\0!" + bytes(size - 7)
-    assert client.read("f") == expected
+    assert client.has("f", expected)
     assert fs.read_file("f") == expected
 
 
@@ -203,7 +203,7 @@ def test_truncate_by_path_is_on_the_client_at_return(fs: FsOps, client: ClientSi
     data = BIG[:1000]
     client.write("f", data)
     fs.truncate("f", to)
-    assert client.read("f") == data[:to] + bytes(max(0, to - 1000))
+    assert client.has("f", data[:to] + bytes(max(0, to - 1000)))
     assert fs.stat("f").size == to
 
 
@@ -226,7 +226,7 @@ def test_sizes_beyond_four_gib(fs: FsOps, client: ClientSide) -> None:
     assert fs.fstat(fd).size == 10
     fs.pwrite(fd, b"x", 0)
     fs.close(fd)  # only now does it travel
-    assert client.read("f") == b"x" + bytes(9)
+    assert client.has("f", b"x" + bytes(9))
 
 
 # --- several handles ---------------------------------------------------------
@@ -242,7 +242,7 @@ def test_two_handles_are_one_file(fs: FsOps, client: ClientSide) -> None:
     fs.ftruncate(writer, 4)
     assert fs.fstat(late).size == 4
     fs.close(writer)
-    assert client.read("f") == b"01AB"
+    assert client.has("f", b"01AB")
     fs.close(reader)
     fs.close(late)
     assert fs.read_file("f") == b"01AB"
@@ -257,29 +257,29 @@ def test_a_reader_that_was_there_first_sees_what_is_written(fs: FsOps, client: C
     assert fs.pread(reader, 4, 0) == b"####"
     fs.close(writer)
     fs.close(reader)
-    assert client.read("f") == b"####" + BIG[4:]
+    assert client.has("f", b"####" + BIG[4:])
 
 
 def test_fsync_brings_it_to_the_client(fs: FsOps, client: ClientSide) -> None:
     fd = fs.open("f", os.O_RDWR | os.O_CREAT)
     fs.pwrite(fd, b"first", 0)
     fs.fsync(fd)
-    assert client.read("f") == b"first"
+    assert client.has("f", b"first")
     fs.pwrite(fd, b"second", 5)
-    assert client.read("f") == b"first"
+    assert client.has("f", b"first")
     fs.fsync(fd)
-    assert client.read("f") == b"firstsecond"
+    assert client.has("f", b"firstsecond")
     fs.ftruncate(fd, 3)
     fs.fsync(fd)
-    assert client.read("f") == b"fir"
+    assert client.has("f", b"fir")
     fs.close(fd)
-    assert client.read("f") == b"fir"
+    assert client.has("f", b"fir")
 
 
 def test_fsync_of_a_new_empty_file(fs: FsOps, client: ClientSide) -> None:
     fd = fs.open("f", os.O_WRONLY | os.O_CREAT)
     fs.fsync(fd)
-    assert client.read("f") == b""
+    assert client.has("f", b"")
     fs.close(fd)
 
 
@@ -287,7 +287,7 @@ def test_fsync_of_a_hole(fs: FsOps, client: ClientSide) -> None:
     fd = fs.open("f", os.O_RDWR | os.O_CREAT)
     fs.ftruncate(fd, 200_000)
     fs.fsync(fd)
-    assert client.read("f") == bytes(200_000)
+    assert client.has("f", bytes(200_000))
     assert fs.read_all(fd) == bytes(200_000)
     fs.close(fd)
 
@@ -319,7 +319,7 @@ def test_readers_and_writers_of_different_files_at_once(fs: FsOps, client: Clien
         thread.join(30)
     assert not errors
     for n in range(4):
-        assert client.read(f"w{n}") == BIG[n : n + 200_000 + n]
+        assert client.has(f"w{n}", BIG[n : n + 200_000 + n])
     assert client.names() == ["shared", "w0", "w1", "w2", "w3"]
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from tests.integration.test_mount_trees import digest, tree_of
-from tests.support.mounted import Mounted, mounted, outcome
+from tests.support.mounted import Mounted, mounted, names_in, outcome
 
 pytestmark = pytest.mark.peers("spice-gtk", "fuse")
 
@@ -54,7 +54,7 @@ def mount(shared_mount: Mounted) -> Iterator[Mounted]:
     for path in shared_mount.path.iterdir():
         if path.name != "given":
             shutil.rmtree(path) if path.is_dir() else path.unlink()
-    assert os.listdir(shared_mount.shared) == ["given"]
+    assert names_in(shared_mount.shared) == ["given"]
 
 
 @pytest.fixture
@@ -184,7 +184,7 @@ class TestCopying:
         sizes = sum(path.stat().st_size for path in tree.rglob("*") if path.is_file())
         assert int(run("du", "-sb", mount.path / "t").split()[0]) == sizes
         run("rm", "-r", mount.path / "t")
-        assert os.listdir(mount.shared) == ["given"]
+        assert names_in(mount.shared) == ["given"]
 
     def test_df(self, mount: Mounted) -> None:
         source, free = run("df", "-B1", "--output=source,avail", mount.path).splitlines()[1].split()
@@ -232,13 +232,14 @@ class TestDatabases:
             database.execute("create table t (id integer primary key, text text)")
         for number in range(5):
             with database:
-                database.executemany("insert into t (text) values (?)", [(f"{number} {i}",) for i in range(200)])
+                rows = [(f"{number} {i}",) for i in range(200)]
+                database.executemany("insert into t (text) values (?)", rows)
         with pytest.raises(RuntimeError), database:
             database.execute("delete from t")
             raise RuntimeError("rolled back")
         assert database.execute("select count(*) from t").fetchone() == (1000,)
         database.close()
-        with sqlite3.connect(f"file:{mount.shared}/data.db?mode=ro", uri=True) as behind:
+        with sqlite3.connect(f"file:{mount.shared}/data.db?immutable=1", uri=True) as behind:
             assert behind.execute("pragma integrity_check").fetchone() == ("ok",)
             assert behind.execute("select count(*), max(id) from t").fetchone() == (1000, 1000)
         behind.close()
@@ -275,7 +276,7 @@ class TestSaving:
 
     def test_write_beside_and_rename_over(self, mount: Mounted) -> None:
         target = mount.path / "given" / "doc.txt"
-        before = os.listdir(mount.shared / "given")
+        before = names_in(mount.shared / "given")
         for number in range(5):
             temporary = target.with_name(f".doc.txt.{number}")
             with temporary.open("w") as file:
@@ -287,7 +288,7 @@ class TestSaving:
             assert target.read_text() == f"new {number}\n"
             mount.client_has("given/doc.txt", f"new {number}\n")
         assert target.stat().st_mode & 0o777 == 0o755  # 0o750, as umask 022 and the exec bit show it
-        assert sorted(os.listdir(mount.shared / "given")) == sorted(before)
+        assert names_in(mount.shared / "given") == before
 
     def test_backup_by_rename(self, mount: Mounted) -> None:
         """vim's backupcopy=no: the old file becomes the backup, a new one is written."""

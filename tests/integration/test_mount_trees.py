@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.mounted import Mounted, mounted, until
+from tests.support.mounted import Mounted, mounted, names_in, until
 
 pytestmark = pytest.mark.peers("spice-gtk", "fuse")
 
@@ -146,30 +146,30 @@ def test_a_tree_made_in_the_mount(mount: Mounted) -> None:
 def test_odd_names_are_listed_as_they_are(mount: Mounted) -> None:
     for name in ODD_NAMES:
         (mount.shared / name).write_text(name)
-    assert sorted(os.listdir(mount.path)) == sorted(ODD_NAMES)
+    assert names_in(mount.path) == sorted(ODD_NAMES)
     for name in ODD_NAMES:
         renamed = mount.path / (name[:120] + "'")
         (mount.path / name).rename(renamed)
         assert renamed.read_text() == name
         renamed.unlink()
-    assert os.listdir(mount.shared) == []
+    assert names_in(mount.shared) == []
 
 
 def test_names_that_are_not_utf8_hide_nothing_else(mount: Mounted) -> None:
     folder = mount.shared / "mixed"
     folder.mkdir()
     for name in NOT_UTF8:
-        Path(os.fsdecode(os.fsencode(folder) + b"/" + name)).write_bytes(b"cannot be shown")
-    Path(os.fsdecode(os.fsencode(folder) + b"/folder\xff")).mkdir()
+        (folder / os.fsdecode(name)).write_bytes(b"cannot be shown")
+    (folder / os.fsdecode(b"folder\xff")).mkdir()
     good = {"plain.txt": "plain", "Grüße.txt": "umlauts", "zz": "last"}
     for name, text in good.items():
         (folder / name).write_text(text)
     seen = {path.name: path.read_text() for path in (mount.path / "mixed").iterdir() if path.name in good}
     assert seen == good
     with pytest.raises(OSError):
-        os.stat(os.fsencode(mount.path / "mixed") + b"/latin\xfc")
+        (mount.path / "mixed" / os.fsdecode(b"latin\xfc")).stat()
     with pytest.raises(OSError):
-        os.mkdir(os.fsencode(mount.path / "mixed") + b"/new\xfc")
+        (mount.path / "mixed" / os.fsdecode(b"new\xfc")).mkdir()
     (mount.path / "mixed" / "after").write_text("still works")
     assert (folder / "after").read_text() == "still works"
 
@@ -212,6 +212,7 @@ def test_what_the_client_changes_is_seen(mount: Mounted) -> None:
     """After the time that a listing counts as fresh, at the latest."""
     for name in ("changed.txt", "removed.txt"):
         (mount.shared / name).write_text("one")
+    for name in ("changed.txt", "removed.txt"):
         assert (mount.path / name).read_text() == "one"
     (mount.shared / "changed.txt").write_text("two, and longer")
     (mount.shared / "removed.txt").unlink()

@@ -17,6 +17,7 @@ import errno
 import itertools
 import os
 import stat
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -365,6 +366,24 @@ class ClientSide(abc.ABC):
     """The shared folder as its owner sees it; paths as in :class:`FsOps`."""
 
     base = ""
+    patience = 0.0
+    """Seconds that content may take to be in place: phodav answers a PUT just before."""
+
+    def has(self, path: str, data: bytes | bytearray) -> bool:
+        """True once the file has exactly this content; false if not within :attr:`patience`."""
+        ends_at = time.monotonic() + self.patience
+        while (found := self._content(path)) != data:
+            if time.monotonic() >= ends_at:
+                print(f"{path!r} has {describe(found)} on the client, not {describe(data)}")
+                return False
+            time.sleep(0.005)
+        return True
+
+    def _content(self, path: str) -> bytes | None:
+        try:
+            return self.read(path)
+        except FileNotFoundError:
+            return None
 
     @abc.abstractmethod
     def read(self, path: str) -> bytes:
@@ -426,8 +445,8 @@ class MemoryClient(ClientSide):
 class DiskClient(ClientSide):
     """A folder on this machine's disk."""
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    def __init__(self, folder: Path, patience: float = 0.0) -> None:
+        self._folder, self.patience = folder, patience
 
     def _full(self, path: str) -> Path:
         return Path(f"{self._folder}{self.base}/{path}")
@@ -449,3 +468,8 @@ class DiskClient(ClientSide):
 
     def set_executable(self, path: str, on: bool) -> None:
         self._full(path).chmod(0o755 if on else 0o644)
+
+
+def describe(data: bytes | bytearray | None) -> str:
+    """A content in few words, for failures."""
+    return "nothing" if data is None else f"{len(data)} bytes ({bytes(data[:16])!r}…)"

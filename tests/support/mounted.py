@@ -228,6 +228,11 @@ def mounted(
         mount.close()
 
 
+def names_in(folder: Path) -> list[str]:
+    """The names in a folder, sorted."""
+    return sorted(path.name for path in folder.iterdir())
+
+
 def outcome(operation: Callable[[], object]) -> int:
     """0, or the errno of the ``OSError`` that ``operation`` raised."""
     try:

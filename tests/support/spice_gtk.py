@@ -130,6 +130,21 @@ class SpiceClient:
             timeout,
         )
 
+    def settle(self, timeout: float = 15.0) -> None:
+        """Until the client has dealt with all that has reached it: its files are as they stay."""
+        assert self._process is not None
+        assert self._process.stdin is not None
+        for _ in range(2):  # what one event leads to may be another
+            before = sum(event["event"] == "idle" for event in self.events)
+            self._process.stdin.write("\n")
+            self._process.stdin.flush()
+            self.wait_for(
+                lambda _event, before=before: (  # type: ignore[misc]
+                    sum(event["event"] == "idle" for event in self.events) > before
+                ),
+                timeout,
+            )
+
     def leave(self, timeout: float = 10.0) -> None:
         """Disconnect in good order and end; killed if that takes longer than ``timeout`` seconds."""
         if (process := self._process) is None or process.stdin is None or process.stdout is None:

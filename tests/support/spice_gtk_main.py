@@ -2,7 +2,8 @@
 
 One argument: a JSON object with ``uri``, ``folder`` and perhaps ``read_only``,
 ``password``, ``tls_port``, ``ca_file``. Prints one JSON object a line for what
-happens, and ends when stdin does (the parent's exit included).
+happens; a line on stdin is answered with ``idle`` once all events are dealt with.
+Ends when stdin does (the parent's exit included).
 """
 
 from __future__ import annotations
@@ -70,6 +71,12 @@ def make_session(options: dict[str, Any]) -> Any:
     return session
 
 
+def on_idle() -> bool:
+    """Nothing is left to do at the moment."""
+    say("idle")
+    return False
+
+
 def main() -> None:
     loop = GLib.MainLoop()
     session = make_session(json.loads(sys.argv[1]))
@@ -78,6 +85,7 @@ def main() -> None:
 
     def on_stdin(_source: Any, _condition: Any) -> bool:
         if os.read(sys.stdin.fileno(), 1024):
+            GLib.idle_add(on_idle, priority=GLib.PRIORITY_LOW + 1)
             return True
         Session.disconnect(session)
         GLib.idle_add(loop.quit)

@@ -395,3 +395,42 @@ def test_ids_come_from_the_iterator_that_was_given() -> None:
     assert [host.open_stream().id for _ in range(3)] == [77, 78, 79]
     host.close()
     right.close()
+
+
+def raw_answering_peer() -> tuple[Session, socket.socket]:
+    """A host session, and the bare socket of its peer."""
+    ours, theirs = socket.socketpair()
+    session = Session(SocketTransport(ours, "peer"), Role.HOST)
+    spawn("test-host", session.run)
+    theirs.settimeout(T)
+    return session, theirs
+
+
+def test_a_lingering_stream_leaves_the_close_to_the_peer() -> None:
+    session, peer = raw_answering_peer()
+    stream = session.open_stream()
+    stream.write(b"request")
+    assert peer.recv(100) == HEADER.pack(stream.id, 7) + b"request"
+    stream.linger()
+    stream.close()  # too late to be told
+    peer.sendall(HEADER.pack(stream.id, 0))
+    eventually(lambda: session.open_streams == 0)
+    following = session.open_stream()
+    following.write(b"next")
+    # Nothing came between: no close for an id that the peer has forgotten.
+    assert peer.recv(100) == HEADER.pack(following.id, 4) + b"next"
+    session.close()
+    peer.close()
+
+
+def test_a_peer_that_does_not_close_a_lingering_stream_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hvbridge.channel.session.LINGER", -1.0)
+    session, peer = raw_answering_peer()
+    stream = session.open_stream()
+    stream.write(b"request")
+    stream.linger()
+    session.open_stream()
+    assert peer.recv(100).startswith(HEADER.pack(stream.id, 7) + b"request")
+    assert peer.recv(100) == HEADER.pack(stream.id, 0)
+    session.close()
+    peer.close()

@@ -29,6 +29,9 @@ class Recorder:
     def close(self) -> None:
         self.written.append(b"closed")
 
+    def linger(self) -> None:
+        self.written.append(b"left to the peer")
+
 
 def connection(*answers: bytes) -> tuple[BridgeStream, Recorder, BridgeBackend]:
     backend = BridgeBackend()
@@ -125,3 +128,22 @@ def test_an_unfit_connection_takes_no_further_request(why: str) -> None:
     with pytest.raises(httpcore.ConnectionNotAvailable):
         stream.write(b"two")
     assert wire.written == [b"one"]
+
+
+def test_a_connection_that_the_server_ends_is_left_to_it() -> None:
+    stream, wire, _ = connection(b"answer")
+    stream.write(b"request")
+    stream.read(100)
+    stream.poison()
+    stream.close()
+    assert wire.written[-1] == b"left to the peer"
+
+
+def test_an_answer_that_is_given_up_is_closed_at_once() -> None:
+    stream, wire, _ = connection(b"ans")
+    stream.write(b"request")
+    stream.read(100)
+    stream.poison()
+    stream.abort()
+    stream.close()
+    assert wire.written[-1] == b"closed"

@@ -1,0 +1,220 @@
+"""Connections that are cut at every stage of an upload: the client never has half a file.
+
+A relay between spice-gtk and the bridge cuts after the N-th byte from the host; N runs
+over all that an upload sends (measured first, without a cut), and is dense around the
+requests before and after the PUT. phodav by itself keeps the truncated body of a PUT.
+"""
+
+from __future__ import annotations
+
+import collections
+import errno
+import os
+import threading
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from tests.support.mounted import Mounted, mounted, names_in, outcome, until
+from tests.support.relay import Relay
+from tests.support.spice_gtk import SpiceClient
+
+pytestmark = [pytest.mark.peers("spice-gtk", "fuse"), pytest.mark.timeout(240)]
+
+KIB = 1 << 10
+OLD_MODE = 0o750
+EVENLY, AT_BORDERS = 22, 12
+"""Cuts of one kind: spread over all bytes, and where one request or piece ends."""
+
+LOST = {errno.EHOSTDOWN, errno.EIO, errno.ETIMEDOUT}
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What is uploaded: over ``old`` bytes of a file that is there (``None``: a new file)."""
+
+    name: str
+    size: int
+    old: int | None = None
+
+
+KINDS = [
+    Kind("new-small", 3 * KIB),
+    Kind("new-large", 300 * KIB),
+    Kind("over-small", 3 * KIB, old=5 * KIB),
+    Kind("over-large", 300 * KIB, old=200 * KIB),
+    Kind("over-large-by-small", 100, old=400 * KIB),
+]
+
+
+@dataclass
+class Rig:
+    """A mount whose client comes through a relay, and comes anew after each cut."""
+
+    mount: Mounted
+    relay: Relay
+    kind: Kind
+    client: SpiceClient = field(init=False)
+    outcomes: collections.Counter[str] = field(default_factory=collections.Counter)
+
+    @property
+    def folder(self) -> Path:
+        return self.mount.shared / "targets"
+
+    def connect(self) -> None:
+        self.client = self.mount.client(port=self.relay.port)
+
+    def content(self, number: int) -> bytes:
+        """What is uploaded the ``number``-th time; not of one byte, so that a part is not a whole."""
+        return (b"%08d new content\n" % number * (self.kind.size // 10))[: self.kind.size]
+
+    def before(self, number: int) -> bytes | None:
+        return None if self.kind.old is None else (b"%08d old\n" % number * self.kind.old)[: self.kind.old]
+
+    def lay_out(self, count: int) -> None:
+        """Targets on the client, before it is connected."""
+        self.folder.mkdir()
+        for number in range(count):
+            if (old := self.before(number)) is not None:
+                (self.folder / f"{number}.bin").write_bytes(old)
+                (self.folder / f"{number}.bin").chmod(OLD_MODE)
+
+    def upload(self, number: int) -> int:
+        """Write the file in the mount; 0 or the errno of fsync or close."""
+
+        def write() -> None:
+            with (self.mount.path / "targets" / f"{number}.bin").open("wb") as file:
+                file.write(self.content(number))
+                if number % 2:
+                    file.flush()
+                    os.fsync(file.fileno())
+
+        return outcome(write)
+
+    def measure(self, number: int) -> tuple[int, list[int]]:
+        """Bytes that one upload takes, and where its pieces end."""
+        names_in(self.mount.path / "targets")
+        self.relay.begin()
+        assert self.upload(number) == 0
+        total, borders = self.relay.sent, self.relay.borders
+        self.mount.client_has(f"targets/{number}.bin", self.content(number))
+        return total, borders
+
+    # --- after a cut ----------------------------------------------------
+
+    def check_client(self, number: int) -> str:
+        """What the client's disk has now: ``old``, ``absent`` or ``new``; anything else fails."""
+        self.client.wait_for(
+            lambda e: e["event"] == "channel-event" and e["channel"] == "webdav" and e["what"] != "opened"
+        )
+        self.client.settle()
+        path = self.folder / f"{number}.bin"
+        if not path.exists():
+            assert self.kind.old is None, "the old file is gone"
+            return "absent"
+        found = path.read_bytes()
+        mode = path.stat().st_mode & 0o777
+        assert mode == (OLD_MODE if self.kind.old is not None else 0o600), f"mode {mode:o}"
+        if found == self.content(number):
+            return "new"
+        assert found == self.before(number), f"{len(found)} bytes of neither: {found[:40]!r}"
+        return "old"
+
+    def check_spool(self, number: int) -> None:
+        """A failed upload is named by ``status``, and its content is all there."""
+        named = self.mount.status()["failed"]
+        spool = {item["path"]: Path(item["spool"]) for item in named}
+        assert spool[f"/targets/{number}.bin"].read_bytes() == self.content(number)
+
+    def check_mount(self, number: int, disk: str) -> None:
+        """With a client there again: the mount shows what the disk has, and no litter stays."""
+        names_in(self.mount.path / "targets")
+        until(lambda: self.mount.part_files() == [], "what the cut left is removed", 10)
+        path = self.mount.path / "targets" / f"{number}.bin"
+        assert path.exists() == (disk != "absent")
+        if disk != "absent":
+            assert path.read_bytes() == (self.folder / f"{number}.bin").read_bytes()
+
+
+def cuts(total: int, borders: list[int]) -> list[int]:
+    """Where to cut an upload of ``total`` bytes."""
+    evenly = [max(1, total * step // EVENLY) for step in range(EVENLY + 1)]
+    # The requests before the content are at the beginning, those after it at the end.
+    ends = borders[: AT_BORDERS // 4] + borders[-AT_BORDERS // 4 :]
+    close_by = [border + offset for border in ends for offset in (0, 40)]
+    return sorted(cut for cut in {*evenly, *close_by} if 0 < cut <= total)
+
+
+@contextmanager
+def rig(work: Path, kind: Kind, grace: float) -> Iterator[Rig]:
+    with mounted(work, "-o", f"grace={grace},timeout=15", client=False, watchdog=230) as mount:
+        with Relay(mount.port) as relay:
+            built = Rig(mount, relay, kind)
+            built.lay_out(200)
+            built.connect()
+            yield built
+
+
+def cut_and_stay_away(rig: Rig, number: int, cut_at: int) -> None:
+    """The client is cut and comes back only after the upload has failed."""
+    names_in(rig.mount.path / "targets")
+    rig.relay.begin(cut_at)
+    result = rig.upload(number)
+    rig.relay.cut()  # nothing, if it was cut before
+    disk = rig.check_client(number)
+    if result == 0:
+        assert disk == "new"
+    else:
+        assert result in LOST, errno.errorcode[result]
+        rig.check_spool(number)
+    rig.outcomes[f"{'kept' if result == 0 else errno.errorcode[result]}, {disk}"] += 1
+    rig.connect()
+    rig.check_mount(number, disk)
+
+
+def cut_and_return(rig: Rig, number: int, cut_at: int) -> None:
+    """The client is cut and comes back while the upload still waits: the upload succeeds."""
+    names_in(rig.mount.path / "targets")
+    rig.relay.begin(cut_at)
+    with ThreadPoolExecutor(1) as pool:
+        uploading: Future[int] = pool.submit(rig.upload, number)
+        until(lambda: rig.relay.cut_done.is_set() or uploading.done(), "the cut")
+        rig.relay.cut()
+        disk = rig.check_client(number)
+        rig.connect()
+        assert uploading.result(30) == 0
+    rig.mount.client_has(f"targets/{number}.bin", rig.content(number))
+    assert (rig.folder / f"{number}.bin").stat().st_mode & 0o777 == (
+        OLD_MODE if rig.kind.old is not None else 0o600
+    )
+    rig.outcomes[f"{disk} at the cut, kept"] += 1
+    rig.check_mount(number, "new")
+
+
+def run(
+    work: Path, kind: Kind, grace: float, one: object
+) -> tuple[int, collections.Counter[str]]:
+    assert callable(one)
+    with rig(work, kind, grace) as built:
+        total, borders = built.measure(199)
+        places = cuts(total, borders)
+        for number, cut_at in enumerate(places):
+            try:
+                one(built, number, cut_at)
+            except AssertionError as exc:
+                raise AssertionError(f"{kind.name}, cut at {cut_at} of {total}: {exc}\n{built.mount.log}") from exc
+        assert sum(built.outcomes.values()) == len(places)
+        return len(places), built.outcomes
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
+def test_no_cut_leaves_a_part(kind: Kind, tmp_path: Path, record_property: object, capsys: pytest.CaptureFixture[str]) -> None:
+    with ThreadPoolExecutor(2) as pool:
+        away = pool.submit(run, tmp_path / "away", kind, 0.3, cut_and_stay_away)
+        back = pool.submit(run, tmp_path / "back", kind, 12.0, cut_and_return)
+    with capsys.disabled():
+        print(f"\n  {kind.name}: {away.result()} {back.result()}")
