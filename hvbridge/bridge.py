@@ -20,7 +20,7 @@ from typing import Any
 
 from hvbridge.channel.channel import Channel, State
 from hvbridge.channel.opening import open_channel, read_password
-from hvbridge.channel.url import ChannelURL, HttpURL, parse
+from hvbridge.channel.url import ChannelURL, ChardevURL, FdURL, HttpURL, StdioURL, TcpURL, UnixURL, parse
 from hvbridge.config import GIB, Limits, Paths
 from hvbridge.errors import HvbridgeError
 from hvbridge.fuse.mount import FuseMount, FuseOptions
@@ -37,6 +37,12 @@ MAX_CACHE = 8 * GIB
 
 MUX_BASE_URL = "http://share.hvbridge.invalid/"
 """What requests over a channel are addressed to; phodav does not look at it."""
+
+AT_ONCE = (UnixURL, TcpURL, ChardevURL, StdioURL, FdURL)
+"""Channels whose peer is usually there: what follows the mount command shall find the files."""
+
+FIRST_CLIENT = 1.0
+"""Seconds that mounting waits for such a channel to open; it mounts in any case."""
 
 PROGRESS_EVERY = 0.2
 """Seconds between two reports of what is left."""
@@ -92,6 +98,7 @@ class Bridge:
         self._since = datetime.now(UTC)
         self._stopping = threading.Lock()
         self._stopped = False
+        self._mounted = False
         self._channel: Channel | None = None
         self._remote: WebdavRemote | None = None
         self._fs: Filesystem | None = None
@@ -113,11 +120,14 @@ class Bridge:
                 settings=self._settings(),
                 connection=self._channel,
             )
-            self._mount = FuseMount(self._fs, self._mountpoint, self._fuse_options(), on_end=lambda: None)
+            self._mount = FuseMount(self._fs, self._mountpoint, self._fuse_options())
             self._mount.start()
         except BaseException:
             self._close()
             raise
+        self._mounted = True
+        if self._channel is not None:
+            self._on_state(self._channel.state)
         if self._channel is not None:
             self._channel.start()
         log.info("%s is mounted on %s", self._where, self._mountpoint)
@@ -197,7 +207,7 @@ class Bridge:
 
     def _on_state(self, state: State) -> None:
         """A channel that can never come back (``stdio:``) takes its mount with it."""
-        if state is State.CLOSED and not self._stopped and self._mount is not None:
+        if state is State.CLOSED and self._mounted and not self._stopped:
             threading.Thread(target=self._end, name="hvbridge-end", daemon=True).start()
 
     def _end(self) -> None:

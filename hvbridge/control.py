@@ -104,18 +104,29 @@ def remove_stale(path: Path) -> None:
 def private_directory(path: Path) -> Path:
     """Create ``path`` with mode 0700, or check that nobody else could have put something there.
 
-    Raises :class:`HvbridgeError` for a folder of another user, or one that others may write to.
+    Raises :class:`HvbridgeError` for a folder of another user, or one that others
+    may write to or replace.
     """
     try:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        found = path.stat()
+        safe = _only_ours(path.stat()) and _cannot_be_replaced(path.resolve().parent.stat())
     except OSError as exc:
         raise HvbridgeError(f"cannot create {path}: {exc.strerror}; set HVBRIDGE_RUNTIME_DIR") from exc
-    if found.st_uid != os.geteuid() or stat.S_IMODE(found.st_mode) & 0o022:
+    if not safe:
         raise HvbridgeError(
-            f"{path} can be written by other users: remove it, or set HVBRIDGE_RUNTIME_DIR to your own folder"
+            f"{path} can be changed by other users: remove it, or set HVBRIDGE_RUNTIME_DIR to your own folder"
         )
     return path
+
+
+def _only_ours(folder: os.stat_result) -> bool:
+    return folder.st_uid == os.geteuid() and not folder.st_mode & 0o022
+
+
+def _cannot_be_replaced(parent: os.stat_result) -> bool:
+    """Whether only we and root may rename what is in it; in a sticky folder, others may not either."""
+    trusted = parent.st_uid in (0, os.geteuid())
+    return trusted and (not parent.st_mode & 0o022 or bool(parent.st_mode & stat.S_ISVTX))
 
 
 @contextlib.contextmanager

@@ -20,7 +20,7 @@ MAX_NOTE = MIB
 
 
 @click.command()
-@click.argument("mountpoint", type=click.Path(path_type=Path), required=False)
+@click.argument("mountpoint", type=Path, required=False)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @verbose_option
 def status(mountpoint: Path | None, as_json: bool) -> int:

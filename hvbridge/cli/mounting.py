@@ -50,7 +50,7 @@ class Request:
 
 @click.command()
 @click.argument("channel")
-@click.argument("mountpoint", type=click.Path(path_type=Path))
+@click.argument("mountpoint", type=Path)
 @click.option("-r", "--read-only", is_flag=True, help="Mount read-only.")
 @click.option("-f", "--foreground", is_flag=True, help="Stay in the foreground and log to stderr.")
 @click.option("--allow-other", is_flag=True, help="Let other users (QEMU, too) into the mount.")
@@ -58,7 +58,7 @@ class Request:
 @click.option("--gid", metavar="GROUP", help="Group of everything in the mount.  [default: yours]")
 @click.option("--umask", metavar="OCTAL", help="Permission bits to take away.  [default: 022]")
 @click.option("-o", "groups", metavar="OPTIONS", multiple=True, help="Mount options, see below.")
-@click.option("--log-file", type=click.Path(path_type=Path), help="Log here instead of to syslog.")
+@click.option("--log-file", type=Path, help="Log here instead of to syslog.")
 @verbose_option
 def mount(
     channel: str,

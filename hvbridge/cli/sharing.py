@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 
 
 @click.command()
-@click.argument("directory", type=click.Path(path_type=Path))
+@click.argument("directory", type=Path)
 @click.argument("channel")
 @click.option("-r", "--read-only", is_flag=True, help="Refuse every change.")
 @verbose_option

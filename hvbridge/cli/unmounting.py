@@ -20,7 +20,7 @@ GONE_SECONDS = 10.0
 
 
 @click.command()
-@click.argument("mountpoint", type=click.Path(path_type=Path))
+@click.argument("mountpoint", type=Path)
 @click.option(
     "--timeout",
     type=click.FloatRange(min=0),

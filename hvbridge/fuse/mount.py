@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -76,14 +75,11 @@ class FuseMount:
     """A mountpoint and the thread that serves it.
 
     libfuse runs in a thread of its own, so that the main thread keeps the signals
-    (libfuse leaves those alone that have a handler). ``on_end`` is called when the
-    mount is gone, whoever unmounted it.
+    (libfuse leaves those alone that have a handler).
     """
 
-    def __init__(
-        self, fs: Filesystem, mountpoint: Path, options: FuseOptions, *, on_end: Callable[[], None]
-    ) -> None:
-        self.mountpoint, self._options, self._on_end = mountpoint, options, on_end
+    def __init__(self, fs: Filesystem, mountpoint: Path, options: FuseOptions) -> None:
+        self.mountpoint, self._options = mountpoint, options
         self._mounted = threading.Event()
         self._ended = threading.Event()
         self._operations = Operations(fs, options.uid, options.gid, on_mounted=self._mounted.set)
@@ -120,7 +116,6 @@ class FuseMount:
             log.debug("libfuse ended with status %s", exc)
         finally:
             self._ended.set()
-            self._on_end()
 
     def unmount(self) -> None:
         """Take it down, detaching it if somebody still uses it. Raises :class:`HvbridgeError`."""

@@ -30,6 +30,7 @@ from hvbridge.config import KIB, MIB, Limits
 from hvbridge.errors import Changed, ConnectionLost, FsError, IOFailed, NoSpace, TimedOut
 from hvbridge.vfs import names
 from hvbridge.vfs.extents import Extents
+from hvbridge.vfs.flights import Flights
 from hvbridge.vfs.remote import Download, Entry, Remote
 from hvbridge.vfs.sparse import SparseFile
 
@@ -350,6 +351,7 @@ class ContentCache:
         self.remote, self.folder, self.limits, self.limit = remote, folder, limits, limit
         self._known: OrderedDict[tuple[str, str, int], Content] = OrderedDict()
         self._lock = threading.RLock()
+        self._flights = Flights()
         self._fetching: dict[int, threading.Lock] = {}
         self._reserved = 0  # bytes on disk, at most
         self._memory = 0  # bytes of small content
@@ -377,6 +379,16 @@ class ContentCache:
             if known is not None and (known.complete or known._streams):
                 known.hold()
                 return known
+        content = self._flights.do((path, entry.etag, entry.size), lambda: self._ask(path, entry))
+        content.hold()
+        return content
+
+    def ahead(self, path: str, entry: Entry) -> None:
+        """Fetch a small file that somebody will soon open."""
+        if (path, entry.etag or "", entry.size or 0) not in self._known:
+            self._flights.do((path, entry.etag, entry.size), lambda: self._ask(path, entry))
+
+    def _ask(self, path: str, entry: Entry) -> Content:
         with deadline.within(self.limits.request):
             download = self.remote.get(path)
             size = download.size if download.size is not None else entry.size
@@ -385,23 +397,15 @@ class ContentCache:
                 raise IOFailed("the client does not tell the file's size", path)
             with self._lock:
                 content = self._find(path, download.etag or entry.etag, size)
-                content.hold()
+            if content.size > self.limits.small_file and not content.complete:
+                content.adopt(download)
+                return content
             try:
-                self._take_over(content, download)
-            except BaseException:
-                content.release()
-                raise
+                if content._data is None:
+                    content.fill(download)
+            finally:
+                download.close()
             return content
-
-    def _take_over(self, content: Content, download: Download) -> None:
-        if content.size > self.limits.small_file and not content.complete:
-            content.adopt(download)
-            return
-        try:
-            if content._data is None:
-                content.fill(download)
-        finally:
-            download.close()
 
     def _find(self, path: str, etag: str | None, size: int) -> Content:
         if etag is None:

@@ -3,7 +3,7 @@
 Every method takes paths (``/a/b``) or handles (``int``), may be called from any
 thread, and raises :class:`~hvbridge.errors.FsError`.
 
-Parts: :mod:`tree` (what is where), :mod:`content` (versions of files),
+Parts: :mod:`tree` (what is where), :mod:`content` (versions of files) and :mod:`readahead`,
 :mod:`files` with :mod:`openfile` and :mod:`spool` (what is open and written),
 :mod:`namespace` (names, by POSIX's rules), :mod:`upload`, :mod:`presence` (which
 share is there), :mod:`overlay` (times and modes that a share cannot keep).
@@ -28,6 +28,7 @@ from hvbridge.vfs.namespace import Namespace
 from hvbridge.vfs.openfile import OpenFile
 from hvbridge.vfs.overlay import Overlay
 from hvbridge.vfs.presence import AlwaysThere, Connection, Presence
+from hvbridge.vfs.readahead import ReadAhead
 from hvbridge.vfs.remote import Entry, Quota, Remote
 from hvbridge.vfs.spool import make_folder
 from hvbridge.vfs.tree import ROOT, Tree
@@ -100,6 +101,7 @@ class Filesystem:
         self.presence = Presence(remote, connection or AlwaysThere(), self._other_share)
         self.tree = Tree(remote, self.limits, on_top=self.presence.update)
         self.cache = ContentCache(remote, spool, self.limits, self.settings.cache_size)
+        self.readahead = ReadAhead(self.tree, self.cache, self.limits)
         self.overlay = Overlay()
         self.uploader = Uploader(remote, self.tree, self.presence, self.limits)
         self.files = Files(
@@ -200,6 +202,8 @@ class Filesystem:
         if mode.write or mode.truncate:
             self._writable(path)
         self._lookup_allowed(path)
+        if not mode.write:
+            self.readahead.opened(path)
         fh = self.files.open(path, mode)
         if mode.truncate:
             self.overlay.drop_mtime(path)
@@ -379,6 +383,7 @@ class Filesystem:
     def close(self) -> None:
         """Give back threads and disk space; what is dirty stays in the spool."""
         self.tree.close()
+        self.readahead.close()
         self.files.close()
         self.cache.forget()
 

@@ -105,6 +105,14 @@ class Tree:
         self._fetch_ahead(path, entries)
         return entries
 
+    def known(self, path: str) -> tuple[float, tuple[Entry, ...]] | None:
+        """A folder's entries if its listing is fresh, with the time it is of; asks nobody."""
+        folder = self._fresh(path)
+        if folder is None:
+            return None
+        with self._lock:
+            return folder.asked_at, tuple(folder.entries.values())
+
     def confirm(self, path: str) -> Entry:
         """Ask the client for one entry now. Raises :class:`NotFound`."""
 

@@ -321,22 +321,3 @@ def test_readers_and_writers_of_different_files_at_once(fs: FsOps, client: Clien
     for n in range(4):
         assert client.has(f"w{n}", BIG[n : n + 200_000 + n])
     assert client.names() == ["shared", "w0", "w1", "w2", "w3"]
-
-
-# --- changes on the client's side --------------------------------------------
-
-
-def test_a_file_that_the_client_replaced_is_read_anew_at_open(fs: FsOps, client: ClientSide) -> None:
-    client.write("f", b"old")
-    assert fs.read_file("f") == b"old"
-    client.write("f", b"and this is newer")
-    assert fs.read_file("f") == b"and this is newer"
-
-
-@pytest.mark.parametrize("size", [100, len(BIG)])
-def test_same_size_other_content_at_open(fs: FsOps, client: ClientSide, size: int) -> None:
-    client.write("f", BIG[:size])
-    assert fs.read_file("f") == BIG[:size]
-    client.write("f", bytes(size))
-    # Until a listing is stale, a new version shows itself by the answer to the open's own GET.
-    eventually(lambda: fs.read_file("f") == bytes(size))

@@ -36,6 +36,10 @@ CHUNK = 128 * 1024
 """Bytes of one write, as FUSE passes them."""
 
 
+NOTICED = 10.0
+"""Seconds in which a real mount shows what the client changed: twice a listing's life."""
+
+
 class Stat(NamedTuple):
     """What of stat(2) is compared."""
 
@@ -97,6 +101,10 @@ class FsOps(abc.ABC):
     @abc.abstractmethod
     def statfs(self) -> tuple[int, int]:
         """Total and free bytes."""
+
+    @abc.abstractmethod
+    def notices(self, seen: Callable[[], bool]) -> bool:
+        """Whether a change that the client made is ``seen``: at the next look, or soon."""
 
     # --- made of the above ----------------------------------------------
 
@@ -199,6 +207,15 @@ class MountOps(FsOps):
     def statfs(self) -> tuple[int, int]:
         space = os.statvfs(self.mountpoint)
         return space.f_blocks * space.f_frsize, space.f_bavail * space.f_frsize
+
+
+    def notices(self, seen: Callable[[], bool]) -> bool:
+        ends_at = time.monotonic() + NOTICED
+        while not seen():
+            if time.monotonic() > ends_at:
+                return False
+            time.sleep(0.1)
+        return True
 
 
 def _stat(found: os.stat_result) -> Stat:
@@ -361,6 +378,10 @@ class FilesystemOps(FsOps):
         space = self.fs.statfs()
         return space.total, space.free
 
+    def notices(self, seen: Callable[[], bool]) -> bool:
+        self.fs.tree.forget()  # as time does
+        return seen()
+
 
 class ClientSide(abc.ABC):
     """The shared folder as its owner sees it; paths as in :class:`FsOps`."""
@@ -398,6 +419,10 @@ class ClientSide(abc.ABC):
         """Make a folder behind the mount's back."""
 
     @abc.abstractmethod
+    def delete(self, path: str) -> None:
+        """Delete a file behind the mount's back."""
+
+    @abc.abstractmethod
     def names(self, path: str = "") -> list[str]:
         """All names in a folder, hidden ones included, sorted."""
 
@@ -431,6 +456,9 @@ class MemoryClient(ClientSide):
     def mkdir(self, path: str) -> None:
         self._remote.mkdir(self._full(path))
 
+    def delete(self, path: str) -> None:
+        self._remote.delete(self._full(path))
+
     def names(self, path: str = "") -> list[str]:
         full = self._full(path)
         return sorted(names.split(p)[1] for p in self._remote.tree() if names.split(p)[0] == full)
@@ -459,6 +487,9 @@ class DiskClient(ClientSide):
 
     def mkdir(self, path: str) -> None:
         self._full(path).mkdir()
+
+    def delete(self, path: str) -> None:
+        self._full(path).unlink()
 
     def names(self, path: str = "") -> list[str]:
         return sorted(member.name for member in self._full(path).iterdir())

@@ -294,3 +294,14 @@ def test_private_directory(tmp_path: Path) -> None:
         control.private_directory(made)
     with pytest.raises(HvbridgeError, match="cannot create"):
         control.private_directory(Path("/dev/null/x"))
+
+
+def test_private_directory_in_a_folder_of_strangers(tmp_path: Path) -> None:
+    """Others could rename it away and put their own in its place, but for the sticky bit."""
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    shared.chmod(0o777)
+    with pytest.raises(HvbridgeError, match="other users"):
+        control.private_directory(shared / "run")
+    shared.chmod(0o1777)
+    control.private_directory(shared / "run")

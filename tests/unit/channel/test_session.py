@@ -430,7 +430,7 @@ def test_a_peer_that_does_not_close_a_lingering_stream_is_told(monkeypatch: pyte
     stream.write(b"request")
     stream.linger()
     session.open_stream()
-    assert peer.recv(100).startswith(HEADER.pack(stream.id, 7) + b"request")
-    assert peer.recv(100) == HEADER.pack(stream.id, 0)
+    expected = HEADER.pack(stream.id, 7) + b"request" + HEADER.pack(stream.id, 0)
+    assert peer.recv(len(expected), socket.MSG_WAITALL) == expected
     session.close()
     peer.close()
