@@ -18,6 +18,9 @@ import errno
 import logging
 import os
 import stat
+import threading
+import time
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -35,6 +38,12 @@ ENCODING = "hvbridge-utf8"
 """UTF-8 with surrogateescape: fusepy takes a codec's name, not its error handler."""
 
 BLOCK = 4096
+
+TELL_AGAIN = 300.0
+"""Seconds after which the same I/O error is logged again."""
+
+TOLD = 1000
+"""Errors remembered as told."""
 
 UNTIMED = frozenset({"read", "write", "flush", "fsync", "release", "unlink", "rename", "truncate"})
 
@@ -55,6 +64,27 @@ def _codec(name: str) -> codecs.CodecInfo | None:
 codecs.register(_codec)
 
 
+class News:
+    """Tells what was logged already: a program that retries must not fill the journal."""
+
+    def __init__(self) -> None:
+        self._told: OrderedDict[str, float] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def is_new(self, text: str) -> bool:
+        """True unless ``text`` was told within :data:`TELL_AGAIN` seconds."""
+        now = time.monotonic()
+        with self._lock:
+            told = self._told.get(text)
+            if told is not None and now - told < TELL_AGAIN:
+                return False
+            self._told[text] = now
+            self._told.move_to_end(text)
+            if len(self._told) > TOLD:
+                self._told.popitem(last=False)
+            return True
+
+
 class Operations(fuse.Operations):  # type: ignore[misc]
     """What libfuse calls, from many threads at once. ``fi`` is libfuse's ``fuse_file_info``."""
 
@@ -64,6 +94,7 @@ class Operations(fuse.Operations):  # type: ignore[misc]
 
     def __init__(self, fs: Filesystem, uid: int, gid: int, *, on_mounted: Callable[[], None]) -> None:
         self._fs, self._uid, self._gid, self._on_mounted = fs, uid, gid, on_mounted
+        self._news = News()
 
     def __call__(self, op: str, *args: Any) -> Any:
         """Run one operation; the only errors that leave are ``OSError`` with an errno."""
@@ -73,7 +104,7 @@ class Operations(fuse.Operations):  # type: ignore[misc]
                 return getattr(self, op)(*args)
         except FsError as exc:
             number = errno_of(exc)
-            level = logging.WARNING if number == errno.EIO else logging.DEBUG
+            level = logging.WARNING if number == errno.EIO and self._news.is_new(str(exc)) else logging.DEBUG
             log.log(level, "%s: %s", op, exc)
             raise OSError(number, os.strerror(number)) from exc
         except OSError as exc:

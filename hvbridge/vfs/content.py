@@ -225,15 +225,21 @@ class Content:
 
     def hold(self) -> None:
         """One more handle reads this version."""
-        self.holders += 1
+        with self._changed:
+            if self.holders <= 0:  # how earlier readers' streams ended is not the new one's concern
+                self._streams = [s for s in self._streams if not s.over]
+            self.holders += 1
 
     def release(self) -> None:
         """One handle less; the last one cancels streams that still have far to go."""
-        self.holders -= 1
-        if self.holders <= 0:
-            for stream in list(self._streams):
-                if stream.stop - stream.front > KEEP_GOING:
-                    stream.cancel()
+        with self._changed:
+            self.holders -= 1
+            unused = self.holders <= 0
+            if unused:
+                for stream in self._streams:
+                    if stream.stop - stream.front > KEEP_GOING:
+                        stream.cancel()
+        if unused:
             self._cache.released(self)
 
     def close(self) -> None:
@@ -252,7 +258,8 @@ class Content:
         with self._changed:
             if self._file is None:
                 return 0
-            keep_from = max(0, min(self._readers.values(), default=0) - BEHIND)
+            behind = min(BEHIND, self._cache.limit // 4)
+            keep_from = max(0, min(self._readers.values(), default=0) - behind)
             before = self._have.total
             self._have.remove(0, keep_from)
             self._file.punch(0, keep_from)
@@ -304,7 +311,8 @@ class _Stream:
         try:
             self._transfer()
         except FsError as exc:
-            self.error = exc
+            if not self.cancelled:
+                self.error = exc
         except Exception as exc:  # a bug must wake the readers, too
             log.exception("downloading %r", self.content.path)
             self.error = IOFailed(f"internal error: {exc}", self.content.path)

@@ -402,3 +402,4 @@ class Filesystem:
             raise ReadOnly("mounted read-only", path)
         if not self.presence.came:
             raise Offline("no client has come yet", path)
+        self.presence.touch(path)

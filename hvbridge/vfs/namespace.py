@@ -7,10 +7,22 @@ of just now, before anything is sent.
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import time
+from collections.abc import Iterator
 
 from hvbridge.config import MIB
-from hvbridge.errors import Exists, InvalidArgument, IsDirectory, NotDirectory, NotEmpty, NotFound
+from hvbridge.errors import (
+    Changed,
+    Exists,
+    FsError,
+    InvalidArgument,
+    IsDirectory,
+    NotDirectory,
+    NotEmpty,
+    NotFound,
+)
 from hvbridge.vfs import names
 from hvbridge.vfs.content import ContentCache
 from hvbridge.vfs.files import Files
@@ -18,6 +30,8 @@ from hvbridge.vfs.openfile import OpenFile
 from hvbridge.vfs.overlay import Overlay
 from hvbridge.vfs.remote import Entry, Remote
 from hvbridge.vfs.tree import Tree
+
+log = logging.getLogger(__name__)
 
 FETCH_BEFORE_DELETE = 8 * MIB
 """An open file that is deleted is fetched first if it lacks no more than this;
@@ -38,7 +52,7 @@ class Namespace:
         self._remote.mkdir(path)
         entry = Entry(names.split(path)[1], is_dir=True, mtime_ns=time.time_ns())
         self._tree.note_new_folder(path, entry)
-        self._overlay.removed(path)
+        self._overlay.removed(path, folder=True)
 
     def rmdir(self, path: str) -> None:
         """Remove an empty folder. Raises :class:`NotEmpty`, :class:`NotDirectory`."""
@@ -48,23 +62,25 @@ class Namespace:
             raise NotDirectory("is not a folder", path)
         self._require_empty(path)
         self._delete(path)
+        self._overlay.removed(path, folder=True)
 
     def unlink(self, path: str) -> None:
         """Delete a file; who has it open goes on reading it. Raises :class:`IsDirectory`."""
         file = self._files.at(path)
-        if file is not None:
-            with file.uploading:
-                on_client = file.entry is not None
-                if on_client:
-                    self._keep_readable(file)
-                self._files.detach(file)
-            if not on_client or file.gone_path is not None:
-                self._tree.note(path, None)
-                self._overlay.removed(path)
-                return
-        elif self._tree.lookup(path, confirmed=False).is_dir:
-            raise IsDirectory("is a folder", path)
-        self._delete(path)
+        if file is None:
+            if self._tree.lookup(path, confirmed=False).is_dir:
+                raise IsDirectory("is a folder", path)
+            self._delete(path)
+            return
+        with file.uploading:
+            if file.entry is not None:  # else it never got to the client
+                self._keep_readable(file)
+                if file.gone_path is None:
+                    with contextlib.suppress(NotFound):
+                        self._remote.delete(path)
+            self._files.detach(file)
+        self._tree.note(path, None)
+        self._overlay.removed(path)
 
     def rename(self, src: str, dst: str) -> None:
         """rename(2), also over an existing file or an empty folder."""
@@ -75,16 +91,17 @@ class Namespace:
         if (moving := self._files.at(src)) is not None:
             self._files.upload(moving)
         entry = self._tree.lookup(src, confirmed=False)
-        overwrite = self._clear_way(entry, dst)
-        moved = self._files.below(src)
-        for file in moved:
-            file.uploading.acquire()
-        try:
-            self._move(src, dst, overwrite)
+        standing = self._files.at(dst)
+        with _no_uploads([*self._files.below(src), *([standing] if standing is not None else [])]):
+            try:
+                self._move(src, dst, self._clear_way(entry, dst, standing), standing)
+            except BaseException:
+                if standing is not None and standing.gone_path is not None:
+                    self._put_back(standing)
+                raise
+            if standing is not None:
+                self._files.detach(standing)
             self._files.renamed(src, dst)
-        finally:
-            for file in moved:
-                file.uploading.release()
         self._cache.moved(src, dst)
         self._overlay.moved(src, dst)
         self._tree.note_moved(src, dst, entry)
@@ -95,21 +112,20 @@ class Namespace:
         if self._files.unsent_in(path) or self._tree.list(path, newest=True):
             raise NotEmpty("the folder is not empty", path)
 
-    def _move(self, src: str, dst: str, overwrite: bool) -> None:
+    def _move(self, src: str, dst: str, overwrite: bool, standing: OpenFile | None) -> None:
         try:
             self._remote.move(src, dst, overwrite=overwrite)
         except Exists:
             # Something came to stand there since we looked: look again, by the rules.
             self._tree.forget(names.split(dst)[0])
-            overwrite = self._clear_way(self._tree.lookup(src), dst)
+            overwrite = self._clear_way(self._tree.lookup(src), dst, standing)
             self._remote.move(src, dst, overwrite=overwrite)
 
-    def _clear_way(self, entry: Entry, dst: str) -> bool:
-        """What POSIX says of that which stands at ``dst``; true if something does and may go."""
-        standing = self._files.at(dst)
-        if standing is not None and standing.entry is None:
-            self._files.detach(standing)  # never got to the client
-            standing = None
+    def _clear_way(self, entry: Entry, dst: str, standing: OpenFile | None) -> bool:
+        """What POSIX says of that which stands at ``dst``; true if something does and may go.
+
+        ``standing``: the open file there, if there is one.
+        """
         try:
             target = self._tree.lookup(dst, confirmed=False)
         except NotFound:
@@ -120,10 +136,8 @@ class Namespace:
             raise NotDirectory("a file is in the way", dst)
         if target.is_dir:
             self._require_empty(dst)
-        elif standing is not None:
-            with standing.uploading:
-                self._keep_readable(standing)
-                self._files.detach(standing)
+        elif standing is not None and standing.entry is not None and standing.gone_path is None:
+            self._keep_readable(standing)
             return standing.gone_path is None
         return True
 
@@ -139,13 +153,39 @@ class Namespace:
         self._overlay.removed(path)
 
     def _keep_readable(self, file: OpenFile) -> None:
-        """What an open file still needs of the client is fetched, or set aside there."""
-        if file.is_local:
+        """What an open file still needs of the client is fetched, or set aside there.
+
+        At the top of the share, where no folder can be moved or removed over it.
+        """
+        try:
+            if file.is_local:
+                return
+            if file.missing <= FETCH_BEFORE_DELETE:
+                for at in range(0, file.size, MIB):
+                    file.read(at, MIB)
+                return
+        except (NotFound, Changed) as exc:
+            log.info("what its readers had open is lost already: %s", exc)
             return
-        if file.missing <= FETCH_BEFORE_DELETE:
-            for at in range(0, file.size, MIB):
-                file.read(at, MIB)
-            return
-        gone = names.temporary(names.split(file.path)[0], "gone")
+        gone = names.temporary("/", "gone")
         self._remote.move(file.path, gone, overwrite=False)
         file.set_aside(gone)
+
+    def _put_back(self, file: OpenFile) -> None:
+        """It was set aside for something that then could not take its place."""
+        assert file.gone_path is not None
+        try:
+            self._remote.move(file.gone_path, file.path, overwrite=False)
+            file.put_back()
+        except FsError as exc:
+            log.error("%r is on the client as %r now, rename it there: %s", file.path, file.gone_path, exc)
+            file.gone_path = None  # never removed by us
+
+
+@contextlib.contextmanager
+def _no_uploads(files: list[OpenFile]) -> Iterator[None]:
+    """No upload of these begins; the ones under way end first. One order for all, so that none wait in a ring."""
+    with contextlib.ExitStack() as stack:
+        for file in sorted(set(files), key=id):
+            stack.enter_context(file.uploading)
+        yield

@@ -79,9 +79,8 @@ class OpenFile:
     @property
     def is_local(self) -> bool:
         """True if reading it needs the client no more."""
-        with self.lock:
-            if self.spool is not None and self.spool.have.covers(0, self.size):
-                return True
+        if self.spool is not None and self._gap() is None:
+            return True
         return self.base().complete
 
     @property
@@ -93,6 +92,11 @@ class OpenFile:
         """The client keeps it under this hidden name until it is closed."""
         self.gone_path = path
         self.base().path = path
+
+    def put_back(self) -> None:
+        """The client has it under its own name again."""
+        self.gone_path = None
+        self.base().path = self.path
 
     # --- reading --------------------------------------------------------
 
@@ -208,11 +212,7 @@ class OpenFile:
         """
         with self.lock:
             spool = self.ensure_spool()
-        while True:
-            with self.lock:
-                gap = next(spool.have.gaps(0, min(self._base_end, self.size)), None)
-            if gap is None:
-                return
+        while (gap := self._gap()) is not None:
             start, end = gap[0], min(gap[1], gap[0] + FILL)
             data = self.base().read(start, end - start)
             if not data:
@@ -223,15 +223,21 @@ class OpenFile:
                     spool.file.write(s, memoryview(data)[s - start : e - start])
                     spool.have.add(s, e)
 
+    def _gap(self) -> tuple[int, int] | None:
+        """The first part that only the base version has."""
+        with self.lock:
+            return next(self.ensure_spool().have.gaps(0, min(self._base_end, self.size)), None)
+
     def body(self, size: int) -> Iterator[bytes]:
         """The spool's first ``size`` bytes; shorter if it was truncated meanwhile."""
         assert self.spool is not None
         at = 0
         while at < size:
             with self.lock:
-                data = self._from_spool(self.spool, at, min(at + 256 * 1024, size, self.size))
-            if not data:
-                return
+                end = min(at + 256 * 1024, size, self.size)
+                if end <= at:
+                    return
+                data = self._from_spool(self.spool, at, end)
             yield data
             at += len(data)
 

@@ -73,10 +73,11 @@ class Overlay:
                 note.mtime_ns = None
             return note.mtime_ns
 
-    def removed(self, path: str) -> None:
-        """The file or folder is gone."""
+    def removed(self, path: str, *, folder: bool = False) -> None:
+        """The file or (``folder``) the folder is gone, with what was in it."""
         with self._lock:
-            for known in [p for p in self._notes if p == path or names.is_below(p, path)]:
+            self._notes.pop(path, None)
+            for known in [p for p in self._notes if names.is_below(p, path)] if folder else []:
                 del self._notes[known]
 
     def moved(self, src: str, dst: str) -> None:

@@ -2,7 +2,8 @@
 
 A client that comes back finds its mount; another share is another mount. SPICE
 has no name for a share, so it is known by its members: the folder at the top has
-the same ones (name, kind, ETag), or at least half of them. An upload that began
+the same ones (name, kind, ETag), or at least half of them; what was changed from
+here does not count, since an answer that got lost leaves it open. An upload that began
 for one share is never finished on another.
 """
 
@@ -10,14 +11,18 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from dataclasses import dataclass
 from typing import Protocol
 
 from hvbridge.errors import Changed
+from hvbridge.vfs import names
 from hvbridge.vfs.remote import Listing, Remote
 
 log = logging.getLogger(__name__)
+
+TOUCHED = 100_000
+"""Names changed from here that are remembered; beyond, a share with as many may count as another."""
 
 
 class Connection(Protocol):
@@ -50,8 +55,12 @@ def members(listing: Listing) -> Members:
     return frozenset((e.name, e.is_dir, None if e.is_dir else e.etag) for e in listing.entries)
 
 
-def alike(before: Members, now: Members) -> bool:
-    """Whether two listings of a top folder are the same share's."""
+def alike(before: Members, now: Members, touched: Set[str] = frozenset()) -> bool:
+    """Whether two listings of a top folder are the same share's.
+
+    ``touched``: names that were changed from here in between, which tell nothing.
+    """
+    before, now = (frozenset(m for m in found if m[0] not in touched) for found in (before, now))
     if not before or not now:
         return before == now
     return len(before & now) * 2 >= min(len(before), len(now))
@@ -66,6 +75,7 @@ class Presence:
         self._session = 0
         self._share = Share(0)
         self._members: Members | None = None
+        self._touched: set[str] = set()
 
     @property
     def came(self) -> bool:
@@ -94,11 +104,22 @@ class Presence:
         if session == self._session and self._members is not None:
             return
         before, self._members, self._session = self._members, now, session
-        if before is None or alike(before, now):
+        if before is None or alike(before, now, self._touched):
             return
+        self._touched.clear()
         log.warning("another share is connected; what was cached of the last one is dropped")
         self._share = Share(self._share.number + 1)
         self._on_other()
+
+    def touch(self, path: str) -> None:
+        """``path`` is about to be changed from here; whether that succeeds may never be known."""
+        folder, name = names.split(path)
+        if folder != "/":
+            return
+        with self._lock:
+            if len(self._touched) >= TOUCHED:
+                self._touched.clear()
+            self._touched.add(name)
 
     def update(self, listing: Listing) -> None:
         """The top folder was listed again."""

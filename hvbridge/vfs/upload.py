@@ -15,6 +15,7 @@ remembered and removed once there is a connection.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 from collections.abc import Callable
@@ -114,20 +115,18 @@ class Uploader:
 
     def _beside_and_over(self, file: OpenFile, path: str, size: int, version: int) -> str | None:
         part = names.temporary(names.split(path)[0], "part")
-        with self._lock:
-            self._litter.add(part)
         try:
             if file.entry is not None and self._remote.traits.keeps_mode:
                 self._copy_mode(path, part)
             etag = self._send(file, part, size, version)
             self._move_over(part, path, size)
         except ConnectionLost:
-            raise  # the hidden file is removed when there is a connection again
-        except (FsError, _Torn):
-            self.sweep()
+            with self._lock:
+                self._litter.add(part)  # removed when there is a connection again
             raise
-        with self._lock:
-            self._litter.discard(part)
+        except (FsError, _Torn):
+            self.discard(part)
+            raise
         return etag
 
     def _copy_mode(self, path: str, part: str) -> None:
@@ -155,9 +154,14 @@ class Uploader:
             try:
                 self._remote.stat(part)
             except NotFound:
-                if self._remote.stat(path).size == size:
+                if self._size_of(path) == size:
                     return
             raise
+
+    def _size_of(self, path: str) -> int | None:
+        with contextlib.suppress(NotFound):
+            return self._remote.stat(path).size
+        return None
 
     def _done(self, file: OpenFile, path: str, size: int, version: int, etag: str | None) -> None:
         name = names.split(path)[1]
