@@ -113,6 +113,7 @@ class Bridge:
         """
         try:
             self._remote = self._connect(self._url)
+            self._note_spool()
             self._fs = Filesystem(
                 self._remote,
                 self._options.spool or self._paths.state,
@@ -166,6 +167,9 @@ class Bridge:
             self._stopped = True
             clean = self._drain(self._fs, deadline, progress or (lambda event: None))
             self._mount.unmount()
+            if not clean and self._channel is not None:
+                # Who still waits for the client fails now, not after the grace period.
+                self._channel.close()
             return clean
         finally:
             self._stopping.release()
@@ -193,6 +197,19 @@ class Bridge:
             self._channel.close()
 
     # --- parts ----------------------------------------------------------
+
+    def _note_spool(self) -> None:
+        """A spool elsewhere is linked from the usual place: ``status`` looks there after a crash."""
+        if self._options.spool is None:
+            return
+        folder = self._paths.state / "spool"
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        usual = folder / mount_id(self._mountpoint)
+        chosen = self._options.spool.absolute() / "spool" / mount_id(self._mountpoint)
+        if usual.is_symlink():
+            usual.unlink()
+        if not usual.exists():
+            usual.symlink_to(chosen)
 
     def _connect(self, url: ChannelURL) -> WebdavRemote:
         if isinstance(url, HttpURL):

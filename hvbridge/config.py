@@ -85,12 +85,18 @@ class Paths:
 
 
 def runtime_dir() -> Path:
-    """``/run/hvbridge`` for root, else below ``$XDG_RUNTIME_DIR``; ``HVBRIDGE_RUNTIME_DIR`` overrides."""
+    """``/run/hvbridge`` for root, else below ``$XDG_RUNTIME_DIR``; ``HVBRIDGE_RUNTIME_DIR`` overrides.
+
+    Never a predictable name in ``/tmp``: without a runtime directory, below the state's.
+    """
     if override := os.environ.get("HVBRIDGE_RUNTIME_DIR"):
         return Path(override)
     if os.geteuid() == 0:
         return Path("/run/hvbridge")
-    return platformdirs.user_runtime_path("hvbridge")
+    if base := os.environ.get("XDG_RUNTIME_DIR"):
+        return Path(base) / "hvbridge"
+    usual = Path(f"/run/user/{os.geteuid()}")
+    return usual / "hvbridge" if usual.is_dir() else state_dir() / "run"
 
 
 def state_dir() -> Path:

@@ -184,7 +184,7 @@ class Namespace:
 
 @contextlib.contextmanager
 def _no_uploads(files: list[OpenFile]) -> Iterator[None]:
-    """No upload of these begins; the ones under way end first. One order for all, so that none wait in a ring."""
+    """No upload of these begins; those under way end first. One order for all, against deadlocks."""
     with contextlib.ExitStack() as stack:
         for file in sorted(set(files), key=id):
             stack.enter_context(file.uploading)

@@ -55,8 +55,11 @@ def test_the_topmost_mount_counts(tmp_path: Path) -> None:
     assert mount_at(Path("/"), tmp_path / "absent") is None
 
 
-def test_this_machine_has_a_root() -> None:
-    assert mount_at(Path("/")) is not None
+def test_this_machine_has_a_proc() -> None:
+    found = mount_at(Path("/proc"))
+    assert found is not None
+    assert found.fstype == "proc"
+    assert not found.ours
 
 
 def test_canonical(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
