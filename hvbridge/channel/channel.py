@@ -80,12 +80,17 @@ class Channel:
         Raises :class:`ChannelTimeout`, or :class:`ChannelClosed` after :meth:`close`.
         """
         with self._changed:
-            self._changed.wait_for(lambda: self._session is not None or self._state is State.CLOSED, timeout)
-            if self._session is not None:
-                return self._session
+            self._changed.wait_for(lambda: self._live() or self._state is State.CLOSED, timeout)
+            if (session := self._live()) is not None:
+                return session
             if self._state is State.CLOSED:
                 raise ChannelClosed(f"{self.opener.url} is closed")
             raise ChannelTimeout(f"no client on {self.opener.url}")
+
+    def _live(self) -> Session | None:
+        """The session, unless it is over and its end is just not dealt with yet."""
+        session = self._session
+        return None if session is None or session.over else session
 
     def wait_state(self, wanted: State, timeout: float) -> bool:
         """Wait until the channel is in ``wanted``; false if it was not in time."""

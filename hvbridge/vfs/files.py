@@ -8,11 +8,12 @@ would see an empty file in between.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -112,13 +113,13 @@ class Files:
 
     def open(self, path: str, mode: OpenMode) -> int:
         """A handle on an existing file. Raises :class:`NotFound`, :class:`IsDirectory`."""
-        file = self._existing(path, mode)
-        handle = self._add(file, mode)
+        while (handle := self._add(self._existing(path, mode), mode)) is None:
+            pass  # its last handle was released meanwhile
         if mode.truncate:
             try:
                 self.of(handle).truncate(0)
             except FsError:
-                self._drop(handle)
+                self.release(handle)
                 raise
         return handle
 
@@ -128,7 +129,9 @@ class Files:
         file.mode = mode
         file.mtime_ns = time.time_ns()
         file.ensure_spool()
-        return self._add(file, OpenMode(read=True, write=True))
+        handle = self._add(file, OpenMode(read=True, write=True))
+        assert handle is not None, "a new file has not been released"
+        return handle
 
     def _existing(self, path: str, mode: OpenMode) -> OpenFile:
         file = self.at(path)
@@ -168,8 +171,11 @@ class Files:
     def _make_spool(self, file: OpenFile) -> SpoolFile:
         return SpoolFile(self._spool, self._mountpoint, file.path)
 
-    def _add(self, file: OpenFile, mode: OpenMode) -> int:
+    def _add(self, file: OpenFile, mode: OpenMode) -> int | None:
+        """A handle on ``file``; ``None`` if it was closed meanwhile."""
         with self._lock:
+            if file.closed:
+                return None
             if len(self._handles) >= self._limits.open_files:
                 if not file.handles:
                     file.discard()
@@ -179,10 +185,7 @@ class Files:
                 file.discard()  # another thread opened it meanwhile
                 file = other
             self._files[file.path] = file
-            file.handles += 1
-            number = next(self._numbers)
-            self._handles[number] = _Handle(file, mode)
-            return number
+            return self._register(file, mode)
 
     # --- content --------------------------------------------------------
 
@@ -206,29 +209,60 @@ class Files:
         self.upload(self._handle(fh).file)
 
     def release(self, fh: int) -> None:
-        """The last descriptor of the handle is gone. Never raises."""
-        file = self._handle(fh).file
-        if file.handles == 1 and file.dirty and file.error is None:
+        """The last descriptor of the handle is gone. Never raises for the client's faults."""
+        self._handle(fh)
+        with self._lock:
+            file = self._handles.pop(fh).file
+        if not self._let_go(file, unless_dirty=True):
             # Created and never written; or pages of a mapping, written after close(2).
             try:
                 self.upload(file)
             except FsError as exc:
                 log.debug("%s", exc)
-        self._drop(fh)
+            self._let_go(file)
 
     def upload(self, file: OpenFile) -> None:
         """Bring the newest version to the client. Raises what keeps it from that."""
-        if file.dirty:
+        if file.dirty and not file.closed:
             self._uploader.upload(file, after=self._after_upload)
 
-    def _drop(self, fh: int) -> None:
+    @contextlib.contextmanager
+    def kept_open(self, path: str) -> Iterator[OpenFile | None]:
+        """The open file at ``path``, if there is one; it stays open within the block."""
         with self._lock:
-            file = self._handles.pop(fh).file
+            file = self._files.get(path)
+            number = self._register(file, OpenMode()) if file is not None else None
+        try:
+            yield file
+        finally:
+            if number is not None:
+                self.release(number)
+
+    def _register(self, file: OpenFile, mode: OpenMode) -> int:
+        file.handles += 1
+        number = next(self._numbers)
+        self._handles[number] = _Handle(file, mode)
+        return number
+
+    def _let_go(self, file: OpenFile, *, unless_dirty: bool = False) -> bool:
+        """One handle less; the last one closes the file.
+
+        ``unless_dirty``: if it is the last one and there is something to upload, do nothing
+        and return false.
+        """
+        with self._lock:
+            if file.handles == 1 and unless_dirty and file.dirty and file.error is None:
+                return False
             file.handles -= 1
             if file.handles:
-                return
+                return True
+            file.closed = True
             if self._files.get(file.path) is file:
                 del self._files[file.path]
+        self._close(file)
+        return True
+
+    def _close(self, file: OpenFile) -> None:
         if file.dirty and file.spool is not None:
             file.spool.annotate(state="failed", error=str(file.error or "not uploaded"), size=file.size)
             self.failed.append(file.spool.describe())

@@ -98,7 +98,9 @@ class Filesystem:
         self.settings = settings or Settings()
         spool = make_folder(state, self.settings.mount_id)
         self._remote = remote
-        self.presence = Presence(remote, connection or AlwaysThere(), self._other_share)
+        self.presence = Presence(
+            remote, connection or AlwaysThere(), self._other_share, on_session=self._new_session
+        )
         self.tree = Tree(remote, self.limits, on_top=self.presence.update)
         self.cache = ContentCache(remote, spool, self.limits, self.settings.cache_size)
         self.readahead = ReadAhead(self.tree, self.cache, self.limits)
@@ -169,8 +171,10 @@ class Filesystem:
         """After a client came (back): is it the same share?"""
         if not self.presence.known:
             self.presence.current()
-            self.tree.forget()
-            self.uploader.sweep()
+
+    def _new_session(self) -> None:
+        self.tree.forget()
+        self.uploader.sweep()
 
     def _attr(self, path: str, entry: Entry) -> Attr:
         mode = self.overlay.mode(path)

@@ -2,7 +2,8 @@
 
 It behaves as phodav does where that matters: MOVE destroys what stands in its
 way, DELETE recurses, PUT tells no ETag, a PUT that is cut leaves what had come.
-``before`` is called with each request's name and path and may raise or block.
+``before`` is called with each request's name and path and may raise or block;
+``after`` likewise once a change took effect, so that its answer can get lost.
 """
 
 from __future__ import annotations
@@ -55,6 +56,7 @@ class MemoryRemote:
         self.traits = Traits(server="memory", ranges=ranges)
         self.requests: Counter[str] = Counter()
         self.before: Callable[[str, str], None] = lambda method, path: None
+        self.after: Callable[[str, str], None] = lambda method, path: None
         self.on_piece: Callable[[int], None] = lambda at: None
         """Called for each piece of a body, down or up, with its offset; may raise."""
         self.atomic = atomic
@@ -129,6 +131,7 @@ class MemoryRemote:
                 self._commit(path, bytes(received))
             raise
         self._commit(path, bytes(received))
+        self.after("put", path)
         return None
 
     def _commit(self, path: str, data: bytes) -> None:
@@ -150,6 +153,7 @@ class MemoryRemote:
             if name in folder.members:
                 raise Exists("exists", path)
             folder.members[name] = self._node(None)
+        self.after("mkdir", path)
 
     def delete(self, path: str) -> None:
         """See :class:`Remote`."""
@@ -158,6 +162,7 @@ class MemoryRemote:
             self._find(path)
             folder, name = self._parent(path)
             del folder.members[name]
+        self.after("delete", path)
 
     def move(self, src: str, dst: str, *, overwrite: bool) -> None:
         """See :class:`Remote`."""
@@ -170,6 +175,7 @@ class MemoryRemote:
             source, source_name = self._parent(src)
             del source.members[source_name]
             folder.members[name] = node
+        self.after("move", src)
 
     def copy(self, src: str, dst: str, *, overwrite: bool) -> None:
         """See :class:`Remote`."""
@@ -181,6 +187,7 @@ class MemoryRemote:
                 raise Exists("exists", dst)
             folder.members[name] = self._node(node.data)
             folder.members[name].executable = node.executable
+        self.after("copy", src)
 
     def set_executable(self, path: str, on: bool) -> bool:
         """See :class:`Remote`."""

@@ -58,7 +58,7 @@ class Namespace:
         """Remove an empty folder. Raises :class:`NotEmpty`, :class:`NotDirectory`."""
         if path == "/":
             raise InvalidArgument("the share itself cannot be removed", path)
-        if not self._tree.lookup(path).is_dir:
+        if self._files.at(path) is not None or not self._tree.lookup(path).is_dir:
             raise NotDirectory("is not a folder", path)
         self._require_empty(path)
         self._delete(path)
@@ -66,13 +66,17 @@ class Namespace:
 
     def unlink(self, path: str) -> None:
         """Delete a file; who has it open goes on reading it. Raises :class:`IsDirectory`."""
-        file = self._files.at(path)
-        if file is None:
-            if self._tree.lookup(path, confirmed=False).is_dir:
-                raise IsDirectory("is a folder", path)
-            self._delete(path)
-            return
+        with self._files.kept_open(path) as file:
+            if file is not None:
+                self._unlink_open(file)
+                return
+        if self._tree.lookup(path, confirmed=False).is_dir:
+            raise IsDirectory("is a folder", path)
+        self._delete(path)
+
+    def _unlink_open(self, file: OpenFile) -> None:
         with file.uploading:
+            path = file.path
             if file.entry is not None:  # else it never got to the client
                 self._keep_readable(file)
                 if file.gone_path is None:
@@ -88,23 +92,29 @@ class Namespace:
             return
         if names.is_below(dst, src):
             raise InvalidArgument("cannot move a folder into itself", dst)
-        if (moving := self._files.at(src)) is not None:
-            self._files.upload(moving)
+        if names.is_below(src, dst):
+            raise NotEmpty("the folder that it is in is in the way", dst)
+        with self._files.kept_open(src) as moving:
+            if moving is not None:
+                self._files.upload(moving)
         entry = self._tree.lookup(src, confirmed=False)
-        standing = self._files.at(dst)
-        with _no_uploads([*self._files.below(src), *([standing] if standing is not None else [])]):
-            try:
-                self._move(src, dst, self._clear_way(entry, dst, standing), standing)
-            except BaseException:
-                if standing is not None and standing.gone_path is not None:
-                    self._put_back(standing)
-                raise
-            if standing is not None:
-                self._files.detach(standing)
-            self._files.renamed(src, dst)
+        with self._files.kept_open(dst) as standing:
+            with _no_uploads([*self._files.below(src), *([standing] if standing is not None else [])]):
+                self._replace(src, dst, entry, standing)
         self._cache.moved(src, dst)
         self._overlay.moved(src, dst)
         self._tree.note_moved(src, dst, entry)
+
+    def _replace(self, src: str, dst: str, entry: Entry, standing: OpenFile | None) -> None:
+        try:
+            self._move(src, dst, self._clear_way(entry, dst, standing), standing)
+        except BaseException:
+            if standing is not None and standing.gone_path is not None:
+                self._put_back(standing)
+            raise
+        if standing is not None:
+            self._files.detach(standing)
+        self._files.renamed(src, dst)
 
     # --- rules ----------------------------------------------------------
 
@@ -129,6 +139,8 @@ class Namespace:
         try:
             target = self._tree.lookup(dst, confirmed=False)
         except NotFound:
+            if standing is not None and entry.is_dir:  # which never got to the client
+                raise NotDirectory("a file is in the way", dst) from None
             return False
         if target.is_dir and not entry.is_dir:
             raise IsDirectory("a folder is in the way", dst)

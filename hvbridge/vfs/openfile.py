@@ -43,6 +43,8 @@ class OpenFile:
         self.entry = entry
         self.lock = threading.RLock()
         self.handles = 0
+        self.closed = False
+        """True once the last handle is gone: not to be given out any more."""
         self.size = (entry.size or 0) if entry is not None else 0
         self.mtime_ns: int | None = None
         """Set by a local write or by utimens; ``None``: the entry's."""

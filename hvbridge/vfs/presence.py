@@ -67,10 +67,18 @@ def alike(before: Members, now: Members, touched: Set[str] = frozenset()) -> boo
 
 
 class Presence:
-    """Tells shares apart. ``on_other`` is called when another share has come."""
+    """Tells shares apart. ``on_session`` is called when a client has come (back) and was looked
+    at, ``on_other`` before it if that is another share."""
 
-    def __init__(self, remote: Remote, connection: Connection, on_other: Callable[[], None]) -> None:
-        self._remote, self._connection, self._on_other = remote, connection, on_other
+    def __init__(
+        self,
+        remote: Remote,
+        connection: Connection,
+        on_other: Callable[[], None],
+        on_session: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._remote, self._connection = remote, connection
+        self._on_other, self._on_session = on_other, on_session
         self._lock = threading.Lock()
         self._session = 0
         self._share = Share(0)
@@ -97,19 +105,24 @@ class Presence:
             return self._share
         listing = self._remote.list("/")
         with self._lock:
-            self._settle(session, members(listing))
-            return self._share
+            is_new = self._settle(session, members(listing))
+            share = self._share
+        if is_new:
+            self._on_session()
+        return share
 
-    def _settle(self, session: int, now: Members) -> None:
+    def _settle(self, session: int, now: Members) -> bool:
+        """Take note of who is there; false if another thread has done so."""
         if session == self._session and self._members is not None:
-            return
+            return False
         before, self._members, self._session = self._members, now, session
         if before is None or alike(before, now, self._touched):
-            return
+            return True
         self._touched.clear()
         log.warning("another share is connected; what was cached of the last one is dropped")
         self._share = Share(self._share.number + 1)
         self._on_other()
+        return True
 
     def touch(self, path: str) -> None:
         """``path`` is about to be changed from here; whether that succeeds may never be known."""

@@ -22,6 +22,7 @@ from __future__ import annotations
 import contextlib
 import socket
 import ssl
+import time
 from collections.abc import Iterable, Iterator
 from typing import Any, Protocol
 
@@ -30,7 +31,7 @@ import httpcore
 from hvbridge import deadline
 from hvbridge.channel.channel import Channel
 from hvbridge.channel.session import Stream
-from hvbridge.errors import ChannelError, ChannelTimeout
+from hvbridge.errors import ChannelClosed, ChannelError, ChannelTimeout
 from hvbridge.spice.mux import MAX_DATA
 
 GATHER = MAX_DATA
@@ -209,14 +210,24 @@ class MuxBackend(BridgeBackend):
         Raises httpcore's ``ConnectTimeout`` if none came, ``ConnectError`` if the
         channel is closed; both mean that nothing was sent.
         """
-        wait = deadline.remaining(timeout)
         try:
-            session = self._channel.session(timeout=threading_wait(wait))
-            return BridgeStream(MuxWire(session.open_stream()), self)
+            return BridgeStream(MuxWire(self._open_stream(threading_wait(deadline.remaining(timeout)))), self)
         except ChannelTimeout as exc:
             raise httpcore.ConnectTimeout(str(exc)) from exc
         except ChannelError as exc:
             raise httpcore.ConnectError(str(exc)) from exc
+
+    def _open_stream(self, seconds: float) -> Stream:
+        """A stream of the client that is there now, or of the one that comes in time."""
+        ends_at = time.monotonic() + seconds
+        while True:
+            session = self._channel.session(max(0.0, ends_at - time.monotonic()))
+            try:
+                return session.open_stream()
+            except ChannelClosed:
+                if not session.over:
+                    raise
+                # It left between these two lines: the next one is waited for.
 
 
 class SocketBackend(BridgeBackend):

@@ -94,7 +94,7 @@ def mount(home: Path) -> Iterator[Rig]:
     """``hvbridge mount`` of ``hvbridge share``, each a process."""
     folder, socket = shared_folder(home), home / "channel.sock"
     share = subprocess.Popen([*HVBRIDGE, "share", str(folder), f"unix-listen://{socket}"])
-    mount = Mounted(home, "-vv", channel=f"unix://{socket}", watchdog=SESSION)
+    mount = Mounted(home, channel=f"unix://{socket}", watchdog=SESSION)
     try:
         until(socket.exists, "the share listens")
         mount.start()

@@ -6,6 +6,7 @@ import errno
 import os
 import random
 import threading
+from functools import partial
 
 import pytest
 
@@ -54,7 +55,7 @@ def test_what_the_client_has_is_read(fs: FsOps, client: ClientSide) -> None:
 def test_replacing_content_by_shorter_and_longer(fs: FsOps, client: ClientSide) -> None:
     for data in (b"first version", b"2nd", BIG, b"", b"last"):
         fs.write_file("f", data)
-        eventually(lambda: client.has("f", data))
+        eventually(partial(client.has, "f", data))
         assert fs.read_file("f") == data
 
 

@@ -9,12 +9,18 @@ import unicodedata
 
 import pytest
 
+from tests.contract.conftest import Rig
 from tests.contract.expecting import fails
 from tests.support.fsops import ClientSide, FsOps
 
 BIG = random.Random(2).randbytes(700 * 1024)
 HUGE = random.Random(3).randbytes(1 << 20) * 10
 """More than is fetched for the sake of a deletion."""
+
+THROUGH_LIBFUSE = ("mount", "spice")
+"""Linux sends fstat(2) without the handle, and libfuse2 has no path of a deleted file to ask
+us with: there it fails. (libfuse's own way out, ``.fuse_hidden`` names, would make a rename
+over an open file two steps, with neither file in place between them.)"""
 
 NAMES = [
     "percent%41 100%",
@@ -108,23 +114,25 @@ def test_composed_and_decomposed_are_two_names(fs: FsOps, client: ClientSide) ->
 @pytest.mark.parametrize("name", ["x" * 256, "é" * 128], ids=["256 characters", "256 bytes"])
 def test_names_over_255_bytes_are_refused(fs: FsOps, client: ClientSide, name: str) -> None:
     fs.write_file("f", b"x")
-    for refused in (
-        lambda: fs.write_file(name, b"x"),
-        lambda: fs.mkdir(name),
-        lambda: fs.stat(name),
-        lambda: fs.rename("f", name),
-        lambda: fs.unlink(name),
-    ):
-        with fails(errno.ENAMETOOLONG):
-            refused()
+    with fails(errno.ENAMETOOLONG):
+        fs.write_file(name, b"x")
+    with fails(errno.ENAMETOOLONG):
+        fs.mkdir(name)
+    with fails(errno.ENAMETOOLONG):
+        fs.stat(name)
+    with fails(errno.ENAMETOOLONG):
+        fs.rename("f", name)
+    with fails(errno.ENAMETOOLONG):
+        fs.unlink(name)
     assert client.names() == ["f"]
 
 
 def test_names_that_are_not_utf8_are_refused(fs: FsOps, client: ClientSide) -> None:
     name = os.fsdecode(b"latin-1 \xe9")
-    for refused in (lambda: fs.write_file(name, b"x"), lambda: fs.mkdir(name)):
-        with fails(errno.EILSEQ):
-            refused()
+    with fails(errno.EILSEQ):
+        fs.write_file(name, b"x")
+    with fails(errno.EILSEQ):
+        fs.mkdir(name)
     assert client.names() == fs.listdir() == []
 
 
@@ -224,10 +232,24 @@ def test_a_deleted_file_stays_readable(fs: FsOps, client: ClientSide, data: byte
     fs.unlink("f")
     assert fs.listdir() == []
     assert not fs.exists("f")
-    assert fs.fstat(fd).size == len(data)
     assert fs.read_all(fd) == data
     fs.close(fd)
     assert fs.notices(lambda: client.names() == []), "nothing hidden is left"
+
+
+def test_fstat_of_a_deleted_open_file(rig: Rig) -> None:
+    rig.client.write("f", b"content")
+    fd = rig.fs.open("f", os.O_RDWR)
+    rig.fs.unlink("f")
+    rig.fs.pwrite(fd, b"longer content", 0)
+    try:
+        if rig.kind in THROUGH_LIBFUSE:
+            with fails(errno.ENOENT):
+                rig.fs.fstat(fd)
+        else:
+            assert rig.fs.fstat(fd).size == 14
+    finally:
+        rig.fs.close(fd)
 
 
 def test_the_folder_of_a_deleted_open_file_can_go(fs: FsOps, client: ClientSide) -> None:
@@ -249,7 +271,6 @@ def test_a_deleted_file_can_be_written_and_is_gone_at_close(fs: FsOps, client: C
     fs.pwrite(fd, b"***", 3)
     fs.ftruncate(fd, 8)
     assert fs.read_all(fd) == b"012***67"
-    assert fs.fstat(fd).size == 8
     fs.fsync(fd)
     fs.close(fd)
     assert client.names() == fs.listdir() == []
@@ -454,7 +475,6 @@ def test_an_open_file_that_is_renamed_over_stays_readable(fs: FsOps, client: Cli
     fs.rename("new", "target")
     assert fs.read_file("target") == b"new"
     assert fs.read_all(fd) == data
-    assert fs.fstat(fd).size == len(data)
     fs.close(fd)
     assert client.has("target", b"new")
     assert fs.notices(lambda: client.names() == ["target"])

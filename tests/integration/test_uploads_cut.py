@@ -102,6 +102,11 @@ class Writer:
         return int(self._process.stdout.readline())
 
 
+def name(number: int) -> str:
+    """All of one length, so that the requests are, too."""
+    return f"{number:03}.bin"
+
+
 @dataclass
 class Rig:
     """A mount whose client comes through a relay, and comes anew after each cut."""
@@ -132,12 +137,12 @@ class Rig:
         self.folder.mkdir()
         for number in range(count):
             if (old := self.before(number)) is not None:
-                (self.folder / f"{number}.bin").write_bytes(old)
-                (self.folder / f"{number}.bin").chmod(OLD_MODE)
+                (self.folder / name(number)).write_bytes(old)
+                (self.folder / name(number)).chmod(OLD_MODE)
 
     def upload(self, number: int) -> int:
         """Write the file in the mount; 0 or the errno of fsync (odd numbers) or close."""
-        path = self.mount.path / "targets" / f"{number}.bin"
+        path = self.mount.path / "targets" / name(number)
         return self.writer.write(path, self.content(number), sync=bool(number % 2))
 
     def measure(self, number: int) -> tuple[int, list[int]]:
@@ -146,7 +151,7 @@ class Rig:
         self.relay.begin()
         assert self.upload(number) == 0
         total, borders = self.relay.sent, self.relay.borders
-        self.mount.client_has(f"targets/{number}.bin", self.content(number))
+        self.mount.client_has(f"targets/{name(number)}", self.content(number))
         return total, borders
 
     # --- after a cut ----------------------------------------------------
@@ -157,7 +162,7 @@ class Rig:
             lambda e: e["event"] == "channel-event" and e["channel"] == "webdav" and e["what"] != "opened"
         )
         self.client.settle()
-        path = self.folder / f"{number}.bin"
+        path = self.folder / name(number)
         if not path.exists():
             assert self.kind.old is None, "the old file is gone"
             return "absent"
@@ -174,7 +179,7 @@ class Rig:
 
         def named() -> list[Path]:
             failed = self.mount.status()["failed"]
-            return [Path(item["spool"]) for item in failed if item["path"] == f"/targets/{number}.bin"]
+            return [Path(item["spool"]) for item in failed if item["path"] == f"/targets/{name(number)}"]
 
         until(named, "the status names the file")
         assert [path.read_bytes() for path in named()] == [self.content(number)]
@@ -183,10 +188,10 @@ class Rig:
         """With a client there again: the mount shows what the disk has, and no litter stays."""
         names_in(self.mount.path / "targets")
         until(lambda: self.mount.part_files() == [], "what the cut left is removed", 10)
-        path = self.mount.path / "targets" / f"{number}.bin"
+        path = self.mount.path / "targets" / name(number)
         assert path.exists() == (disk != "absent")
         if disk != "absent":
-            assert path.read_bytes() == (self.folder / f"{number}.bin").read_bytes()
+            assert path.read_bytes() == (self.folder / name(number)).read_bytes()
 
 
 def cuts(total: int, borders: list[int]) -> list[int]:
@@ -236,8 +241,8 @@ def cut_and_return(rig: Rig, number: int, cut_at: int) -> None:
         disk = rig.check_client(number)
         rig.connect()
         assert uploading.result(30) == 0
-    rig.mount.client_has(f"targets/{number}.bin", rig.content(number))
-    assert (rig.folder / f"{number}.bin").stat().st_mode & 0o777 == (
+    rig.mount.client_has(f"targets/{name(number)}", rig.content(number))
+    assert (rig.folder / name(number)).stat().st_mode & 0o777 == (
         OLD_MODE if rig.kind.old is not None else 0o600
     )
     rig.outcomes[f"{disk} at the cut, kept"] += 1

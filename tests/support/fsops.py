@@ -208,7 +208,6 @@ class MountOps(FsOps):
         space = os.statvfs(self.mountpoint)
         return space.f_blocks * space.f_frsize, space.f_bavail * space.f_frsize
 
-
     def notices(self, seen: Callable[[], bool]) -> bool:
         ends_at = time.monotonic() + NOTICED
         while not seen():
