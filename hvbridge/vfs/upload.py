@@ -22,7 +22,7 @@ from collections.abc import Callable
 
 from hvbridge import deadline
 from hvbridge.config import Limits
-from hvbridge.errors import ConnectionLost, FsError, NotFound
+from hvbridge.errors import ConnectionLost, FsError, NotFound, Offline, TimedOut
 from hvbridge.vfs import names
 from hvbridge.vfs.openfile import OpenFile
 from hvbridge.vfs.presence import Presence
@@ -120,7 +120,7 @@ class Uploader:
                 self._copy_mode(path, part)
             etag = self._send(file, part, size, version)
             self._move_over(part, path, size)
-        except ConnectionLost:
+        except (ConnectionLost, Offline):
             with self._lock:
                 self._litter.add(part)  # removed when there is a connection again
             raise
@@ -180,10 +180,14 @@ class Uploader:
         self.sweep()
 
     def sweep(self) -> None:
-        """Remove hidden files that failed uploads left on the client; best effort."""
+        """Remove hidden files that failed uploads left on the client; best effort.
+
+        Waits for the client once at most, however many there are.
+        """
         with self._lock:
             litter, self._litter = self._litter, set()
-        for part in litter:
+        while litter:
+            part = litter.pop()
             try:
                 self._remote.delete(part)
             except NotFound:
@@ -192,3 +196,6 @@ class Uploader:
                 log.debug("left on the client for now: %s", exc)
                 with self._lock:
                     self._litter.add(part)
+                    if isinstance(exc, Offline | TimedOut | ConnectionLost):
+                        self._litter |= litter
+                        return

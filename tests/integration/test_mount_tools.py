@@ -13,6 +13,7 @@ import sqlite3
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -215,9 +216,9 @@ class TestGit:
         assert (clone / "a" / "file 1.dat").read_text() == "changed\n"
         assert run(*git, "log", "--format=%s", cwd=clone).split() == ["second", "first"]
         # The client's own git finds the same, whole.
-        git = ("git", "-c", f"safe.directory={mount.shared / 'repository'}")
-        run(*git, "fsck", "--full", cwd=mount.shared / "repository")
-        assert run(*git, "log", "--format=%s", cwd=mount.shared / "repository").split() == ["second", "first"]
+        there = ("git", "-c", f"safe.directory={mount.shared / 'repository'}")
+        run(*there, "fsck", "--full", cwd=mount.shared / "repository")
+        assert run(*there, "log", "--format=%s", cwd=mount.shared / "repository").split() == ["second", "first"]
 
 
 class TestDatabases:
@@ -261,11 +262,13 @@ class TestDatabases:
         two.close()
 
     def test_shelve(self, mount: Mounted) -> None:
-        with shelve.Shelf(dbm.dumb.open(str(mount.path / "shelf"), "c")) as shelf:
+        made: Any = dbm.dumb.open(str(mount.path / "shelf"), "c")
+        with shelve.Shelf[Any](made) as shelf:
             for number in range(100):
                 shelf[f"key {number}"] = {"number": number}
             shelf["key 5"] = "replaced"
-        with shelve.Shelf(dbm.dumb.open(str(mount.shared / "shelf"), "r")) as shelf:
+        found: Any = dbm.dumb.open(str(mount.shared / "shelf"), "r")
+        with shelve.Shelf[Any](found) as shelf:
             assert len(shelf) == 100
             assert shelf["key 5"] == "replaced"
             assert shelf["key 99"] == {"number": 99}

@@ -158,8 +158,8 @@ def test_odd_names_are_listed_as_they_are(mount: Mounted) -> None:
 def test_names_that_are_not_utf8_hide_nothing_else(mount: Mounted) -> None:
     folder = mount.shared / "mixed"
     folder.mkdir()
-    for name in NOT_UTF8:
-        (folder / os.fsdecode(name)).write_bytes(b"cannot be shown")
+    for odd in NOT_UTF8:
+        (folder / os.fsdecode(odd)).write_bytes(b"cannot be shown")
     (folder / os.fsdecode(b"folder\xff")).mkdir()
     good = {"plain.txt": "plain", "Grüße.txt": "umlauts", "zz": "last"}
     for name, text in good.items():

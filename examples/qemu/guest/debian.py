@@ -101,4 +101,3 @@ def _run(*argv: str, cwd: Path | None = None, timeout: float = 60) -> str:
         last = (done.stderr or done.stdout).strip().splitlines()[-1:] or ["no output"]
         raise BuildError(f"{' '.join(argv[:2])} failed: {last[0]} (is 'apt-get update' due?)")
     return done.stdout
-

@@ -23,7 +23,7 @@ class Kernel:
 
 
 def in_tree(root: Path, release: str | None = None) -> Kernel:
-    """The kernel below ``root``, an unpacked package or ``/``; ``release`` says which, if several are there."""
+    """The kernel below ``root``, an unpacked package or ``/``; ``release``: which of several."""
     images = sorted((root / "boot").glob(f"vmlinuz-{release or '*'}"))
     if not images:
         raise BuildError(f"no kernel {root / 'boot' / 'vmlinuz-'}{release or '*'}")

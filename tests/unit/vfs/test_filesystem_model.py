@@ -377,7 +377,7 @@ def test_the_model_is_right_about_linux(tmp_path: Path) -> None:
     for file in ("a", "d/b"):
         model.write_file(file, b"x")
         (tmp_path / file).write_bytes(b"x")
-    cases = [("rename", src, dst) for src in PATHS for dst in PATHS]
+    cases: list[tuple[str, ...]] = [("rename", src, dst) for src in PATHS for dst in PATHS]
     cases += [(call, path) for call in ("mkdir", "rmdir", "unlink") for path in PATHS]
     for call, *arguments in cases:
         expected: int | None = 0
