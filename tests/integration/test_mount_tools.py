@@ -218,7 +218,10 @@ class TestGit:
         # The client's own git finds the same, whole.
         there = ("git", "-c", f"safe.directory={mount.shared / 'repository'}")
         run(*there, "fsck", "--full", cwd=mount.shared / "repository")
-        assert run(*there, "log", "--format=%s", cwd=mount.shared / "repository").split() == ["second", "first"]
+        assert run(*there, "log", "--format=%s", cwd=mount.shared / "repository").split() == [
+            "second",
+            "first",
+        ]
 
 
 class TestDatabases:
@@ -262,12 +265,12 @@ class TestDatabases:
         two.close()
 
     def test_shelve(self, mount: Mounted) -> None:
-        made: Any = dbm.dumb.open(str(mount.path / "shelf"), "c")
+        made: Any = dbm.dumb.open(str(mount.path / "shelf"), "c")  # noqa: SIM115 - the shelf closes it
         with shelve.Shelf[Any](made) as shelf:
             for number in range(100):
                 shelf[f"key {number}"] = {"number": number}
             shelf["key 5"] = "replaced"
-        found: Any = dbm.dumb.open(str(mount.shared / "shelf"), "r")
+        found: Any = dbm.dumb.open(str(mount.shared / "shelf"), "r")  # noqa: SIM115
         with shelve.Shelf[Any](found) as shelf:
             assert len(shelf) == 100
             assert shelf["key 5"] == "replaced"
