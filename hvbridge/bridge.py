@@ -12,6 +12,7 @@ import logging
 import os
 import shutil
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -47,6 +48,9 @@ FIRST_CLIENT = 1.0
 PROGRESS_EVERY = 0.2
 """Seconds between two reports of what is left."""
 
+LAST_CLOSE = 1.0
+"""Seconds that the users of a detached mount have to close their files."""
+
 LAST_UPLOADS = 60.0
 """Seconds for uploads that are left when somebody unmounted without asking us."""
 
@@ -71,6 +75,8 @@ class MountOptions:
     """Seconds that operations wait for a client that left."""
     timeout: float | None = None
     """Seconds that one operation may take."""
+    actimeo: float | None = None
+    """Seconds that a listing is believed (the name is nfs(5)'s)."""
     spool: Path | None = None
     """Where content waits until the client has it."""
 
@@ -99,6 +105,8 @@ class Bridge:
         self._stopping = threading.Lock()
         self._stopped = False
         self._mounted = False
+        self._abandoned = threading.Event()
+        """Unmounted, but open files keep the kernel's end alive: leaving ends it."""
         self._channel: Channel | None = None
         self._remote: WebdavRemote | None = None
         self._fs: Filesystem | None = None
@@ -136,7 +144,7 @@ class Bridge:
     def wait(self) -> int:
         """Block until the mount is gone; 0, or 1 if uploads failed."""
         assert self._mount is not None and self._fs is not None
-        while not self._mount.ended.wait(0.5):
+        while not self._mount.ended.wait(0.2) and not self._abandoned.is_set():
             pass
         with self._stopping:
             clean = self._fs.drain(0.0 if self._stopped else LAST_UPLOADS)
@@ -167,6 +175,9 @@ class Bridge:
             self._stopped = True
             clean = self._drain(self._fs, deadline, progress or (lambda event: None))
             self._mount.unmount()
+            if not self._mount.ended.wait(LAST_CLOSE):
+                log.warning("%s is detached while somebody has files open there", self._mountpoint)
+                self._abandoned.set()
             if not clean and self._channel is not None:
                 # Who still waits for the client fails now, not after the grace period.
                 self._channel.close()
@@ -176,17 +187,18 @@ class Bridge:
 
     @staticmethod
     def _drain(fs: Filesystem, seconds: float, progress: Progress) -> bool:
-        done = threading.Event()
-
-        def report() -> None:
-            while not done.wait(PROGRESS_EVERY):
-                progress({"pending": fs.pending()})
-
-        threading.Thread(target=report, name="hvbridge-progress", daemon=True).start()
-        try:
-            return fs.drain(seconds)
-        finally:
-            done.set()
+        """Upload what is left, in a thread that is left behind when the time is over."""
+        clean: list[bool] = []
+        worker = threading.Thread(
+            target=lambda: clean.append(fs.drain(seconds)), name="hvbridge-drain", daemon=True
+        )
+        worker.start()
+        ends_at = time.monotonic() + seconds
+        worker.join(PROGRESS_EVERY)
+        while worker.is_alive() and time.monotonic() < ends_at:
+            progress({"pending": fs.pending()})
+            worker.join(PROGRESS_EVERY)
+        return clean == [True]
 
     def _close(self) -> None:
         if self._fs is not None:
@@ -309,6 +321,8 @@ def mount_id(mountpoint: Path) -> str:
 def _chosen(limits: Limits, options: MountOptions) -> Limits:
     if options.grace is not None:
         limits = replace(limits, grace=options.grace)
+    if options.actimeo is not None:
+        limits = replace(limits, fresh=options.actimeo)
     if options.timeout is not None:
         limits = replace(
             limits,

@@ -29,7 +29,7 @@ class Limits:
     silence: float = 15.0
     """A transfer during which nothing at all arrives, or can be sent."""
 
-    min_rate: int = 32 * KIB
+    min_rate: int = 64 * KIB
     """Bytes per second below which a transfer counts as a stall: see :meth:`transfer`."""
 
     grace: float = 10.0

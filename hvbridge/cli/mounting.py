@@ -92,6 +92,7 @@ def mount(
       uid=USER gid=GROUP umask=022
       grace=SECONDS       how long operations wait for a client that left
       timeout=SECONDS     how long one operation may take
+      actimeo=SECONDS     how long a listing is believed, 5 unless given
       cache_size=SIZE     disk space for content that was read (512M, 4G)
       spool=DIR           where content waits until the client has it
     The mount is nosuid,nodev,noexec unless suid, dev, exec say otherwise.

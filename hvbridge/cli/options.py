@@ -27,7 +27,7 @@ FLAGS: dict[str, tuple[str, bool]] = {
     "nodev": ("dev", False),
 }
 
-VALUES = ("uid", "gid", "umask", "grace", "timeout", "cache_size", "spool")
+VALUES = ("uid", "gid", "umask", "grace", "timeout", "actimeo", "cache_size", "spool")
 
 IGNORED = ("defaults", "auto", "noauto", "_netdev", "nofail", "user", "nouser", "users")
 """What fstab(5) may hold and only mount(8) and the init system act on; ``x-…`` too."""
@@ -48,6 +48,7 @@ class OptionValues(TypedDict, total=False):
     cache_size: int | None
     grace: float | None
     timeout: float | None
+    actimeo: float | None
     spool: Path | None
 
 

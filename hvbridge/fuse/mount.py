@@ -51,8 +51,6 @@ class FuseOptions:
             "atomic_o_trunc": True,
             # The filesystem keeps deleted files readable itself, without .fuse_hidden names.
             "hard_remove": True,
-            # A file that changed on the client drops its pages when it is opened.
-            "auto_cache": True,
             "attr_timeout": 1.0,
             "entry_timeout": 1.0,
             "negative_timeout": 0,

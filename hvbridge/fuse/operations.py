@@ -27,7 +27,7 @@ from typing import Any
 import fuse
 
 from hvbridge import deadline
-from hvbridge.errors import FsError
+from hvbridge.errors import FsError, NotFound
 from hvbridge.fuse.errno_map import errno_of
 from hvbridge.vfs.files import OpenMode
 from hvbridge.vfs.filesystem import Attr, Filesystem
@@ -175,7 +175,12 @@ class Operations(fuse.Operations):  # type: ignore[misc]
             write=access != os.O_RDONLY,
             truncate=bool(fi.flags & os.O_TRUNC),
         )
-        fi.fh = self._fs.open(path, mode)
+        try:
+            fi.fh = self._fs.open(path, mode)
+        except NotFound as exc:
+            # The kernel knew the name a moment ago: ESTALE has it look again, and create
+            # the file if that was asked for.
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE)) from exc
         # The kernel cuts reads at the size that it knows: pass it by if that is another.
         fi.direct_io = self._fs.resized(fi.fh)
         return 0

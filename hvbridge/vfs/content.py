@@ -266,6 +266,16 @@ class Content:
             self._floor = keep_from
             return before - self._have.total
 
+    def punch_beyond(self, front: int) -> int:
+        """Drop what lies beyond ``front``, which a reader is nearer to; bytes freed."""
+        with self._changed:
+            if self._file is None or not any(at < front for at in self._readers.values()):
+                return 0
+            before = self._have.total
+            self._have.remove(front, self.size)
+            self._file.punch(front, self.size)
+            return before - self._have.total
+
     def store(self, stream: _Stream, offset: int, data: bytes) -> None:
         """Called by a stream: ``data`` came for ``offset``."""
         with self._changed:
@@ -336,7 +346,7 @@ class _Stream:
                     return
                 if at + len(piece) > content.size:
                     raise IOFailed("the client sent more than it announced", content.path)
-                if not cache.reserve(content, len(piece)):
+                if not cache.reserve(content, at, len(piece)):
                     return  # readers go on with what there is, and start another when they need it
                 content.store(self, at, piece)
                 at += len(piece)
@@ -442,8 +452,8 @@ class ContentCache:
 
     # --- room -----------------------------------------------------------
 
-    def reserve(self, content: Content, size: int) -> bool:
-        """Make room for ``size`` more bytes on disk; false if there is none to be made."""
+    def reserve(self, content: Content, offset: int, size: int) -> bool:
+        """Make room for ``size`` bytes at ``offset`` of ``content``; false if there is none to be made."""
         with self._lock:
             self._reserved += size
             if self._reserved <= self.limit:
@@ -454,6 +464,8 @@ class ContentCache:
                 self._forget(victim)
             if self._reserved > self.limit:
                 self._reserved -= content.punch_behind()
+            if self._reserved > self.limit:
+                self._reserved -= content.punch_beyond(offset + size)
             return self._reserved <= self.limit
 
     def account(self, content: Content) -> None:

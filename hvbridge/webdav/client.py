@@ -31,7 +31,7 @@ PIECE = 4 * 65535
 SAFE_IN_PATH = "/-._~!$'()*+,;=:@"
 """What RFC 3986 §3.3 allows in a path besides letters and digits, ``&`` left out for phodav's sake."""
 
-IN_FLIGHT = 4096 * KIB
+IN_FLIGHT = 1024 * KIB
 """Bytes of an upload that may still be under way when the last one was written: socket buffers."""
 
 MULTI_STATUS = 207

@@ -217,8 +217,9 @@ class TestGit:
         assert run(*git, "log", "--format=%s", cwd=clone).split() == ["second", "first"]
         # The client's own git finds the same, whole.
         there = ("git", "-c", f"safe.directory={mount.shared / 'repository'}")
-        run(*there, "fsck", "--full", cwd=mount.shared / "repository")
-        assert run(*there, "log", "--format=%s", cwd=mount.shared / "repository").split() == [
+        original = mount.shared / "repository"
+        run(*there, "fsck", "--full", cwd=original)
+        assert run(*there, "log", "--format=%s", cwd=original).split() == [
             "second",
             "first",
         ]

@@ -145,14 +145,14 @@ class Rig:
         path = self.mount.path / "targets" / name(number)
         return self.writer.write(path, self.content(number), sync=bool(number % 2))
 
-    def measure(self, number: int) -> tuple[int, list[int]]:
-        """Bytes that one upload takes, and where its pieces end."""
+    def measure(self, number: int) -> tuple[int, list[int], list[int]]:
+        """Bytes that one upload takes, where its pieces end, and where its requests."""
         names_in(self.mount.path / "targets")
         self.relay.begin()
         assert self.upload(number) == 0
-        total, borders = self.relay.sent, self.relay.borders
+        measured = self.relay.sent, self.relay.borders, self.relay.answered
         self.mount.client_has(f"targets/{name(number)}", self.content(number))
-        return total, borders
+        return measured
 
     # --- after a cut ----------------------------------------------------
 
@@ -194,13 +194,22 @@ class Rig:
             assert path.read_bytes() == (self.folder / name(number)).read_bytes()
 
 
-def cuts(total: int, borders: list[int]) -> list[int]:
-    """Where to cut an upload of ``total`` bytes."""
+@dataclass(frozen=True, order=True)
+class Cut:
+    """After ``at`` bytes; ``late``: when the client has acted on them and answers."""
+
+    at: int
+    late: bool = False
+
+
+def cuts(total: int, borders: list[int], answered: list[int]) -> list[Cut]:
+    """Where to cut an upload of ``total`` bytes, which :class:`Relay` measured."""
     evenly = [max(1, total * step // EVENLY) for step in range(EVENLY + 1)]
     # The requests before the content are at the beginning, those after it at the end.
     ends = borders[: AT_BORDERS // 4] + borders[-AT_BORDERS // 4 :]
     close_by = [border + offset for border in ends for offset in (0, 40)]
-    return sorted(cut for cut in {*evenly, *close_by} if 0 < cut <= total)
+    at_once = {Cut(at) for at in (*evenly, *close_by) if 0 < at <= total}
+    return sorted(at_once | {Cut(at, late=True) for at in answered})
 
 
 @contextmanager
@@ -213,10 +222,10 @@ def rig(work: Path, kind: Kind, grace: float) -> Iterator[Rig]:
             yield built
 
 
-def cut_and_stay_away(rig: Rig, number: int, cut_at: int) -> None:
+def cut_and_stay_away(rig: Rig, number: int, cut: Cut) -> None:
     """The client is cut and comes back only after the upload has failed."""
     names_in(rig.mount.path / "targets")
-    rig.relay.begin(cut_at)
+    rig.relay.begin(cut.at, late=cut.late)
     result = rig.upload(number)
     rig.relay.cut()  # nothing, if it was cut before
     disk = rig.check_client(number)
@@ -230,10 +239,10 @@ def cut_and_stay_away(rig: Rig, number: int, cut_at: int) -> None:
     rig.check_mount(number, disk)
 
 
-def cut_and_return(rig: Rig, number: int, cut_at: int) -> None:
+def cut_and_return(rig: Rig, number: int, cut: Cut) -> None:
     """The client is cut and comes back while the upload still waits: the upload succeeds."""
     names_in(rig.mount.path / "targets")
-    rig.relay.begin(cut_at)
+    rig.relay.begin(cut.at, late=cut.late)
     with ThreadPoolExecutor(1) as pool:
         uploading: Future[int] = pool.submit(rig.upload, number)
         until(lambda: rig.relay.cut_done.is_set() or uploading.done(), "the cut")
@@ -249,17 +258,18 @@ def cut_and_return(rig: Rig, number: int, cut_at: int) -> None:
     rig.check_mount(number, "new")
 
 
-def run(work: Path, kind: Kind, grace: float, one: Callable[[Rig, int, int], None]) -> str:
+def run(work: Path, kind: Kind, grace: float, one: Callable[[Rig, int, Cut], None]) -> str:
     """Cut uploads of ``kind`` at all places; says what was seen."""
     began = time.monotonic()
     with rig(work, kind, grace) as built:
-        total, borders = built.measure(199)
-        places = cuts(total, borders)
-        for number, cut_at in enumerate(places):
+        total, borders, answered = built.measure(199)
+        assert total in answered
+        places = cuts(total, borders, answered)
+        for number, cut in enumerate(places):
             try:
-                one(built, number, cut_at)
+                one(built, number, cut)
             except AssertionError as exc:
-                where = f"{kind.name}, file {number}, cut at {cut_at} of {total}"
+                where = f"{kind.name}, file {number}, {cut} of {total}"
                 raise AssertionError(f"{where}: {exc}\n{built.mount.log}") from exc
         assert sum(built.outcomes.values()) == len(places) > EVENLY
         seen = ", ".join(f"{count} × {what}" for what, count in sorted(built.outcomes.items()))
@@ -269,7 +279,7 @@ def run(work: Path, kind: Kind, grace: float, one: Callable[[Rig, int, int], Non
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
 def test_no_cut_leaves_a_part(kind: Kind, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with ThreadPoolExecutor(2) as pool:
-        away = pool.submit(run, tmp_path / "away", kind, 0.3, cut_and_stay_away)
+        away = pool.submit(run, tmp_path / "away", kind, 0.15, cut_and_stay_away)
         back = pool.submit(run, tmp_path / "back", kind, 12.0, cut_and_return)
     with capsys.disabled():
         print(f"\n  {kind.name}, client stays away: {away.result()}")

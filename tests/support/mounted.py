@@ -122,7 +122,7 @@ class Mounted:
         if process.poll() is None:
             # Nobody waits for uploads that a test left behind.
             with contextlib.suppress(HvbridgeError):
-                control.ask_stop(self._socket, deadline=0.0)
+                control.ask_stop(self.control_socket, deadline=0.0)
             try:
                 process.wait(5)
             except subprocess.TimeoutExpired:
@@ -132,12 +132,13 @@ class Mounted:
     # --- asking it ------------------------------------------------------
 
     @property
-    def _socket(self) -> Path:
+    def control_socket(self) -> Path:
+        """Where the bridge is asked."""
         return control.socket_path(self.runtime, self.path)
 
     def status(self) -> dict[str, Any]:
         """The bridge's own account of the mount."""
-        return control.ask_status(self._socket)
+        return control.ask_status(self.control_socket)
 
     def hvbridge(self, *arguments: str, timeout: float = 60.0) -> subprocess.CompletedProcess[str]:
         """A command of ``hvbridge``, in the mount's surroundings."""

@@ -17,6 +17,9 @@ from hvbridge.channel.session import spawn
 
 PIECE = 64 << 10
 
+ANSWER = 60
+"""Bytes from the client that may be an answer of HTTP; SPICE's own messages are shorter."""
+
 
 class Relay:
     """Listens on :attr:`port` and passes connections on to ``target`` (a port of the loopback)."""
@@ -31,7 +34,9 @@ class Relay:
         self._pairs: set[_Pair] = set()
         self._sent = 0
         self._cut_at: int | None = None
+        self._late = self._deaf = False
         self._borders: list[int] = []
+        self._answered: set[int] = set()
         self.cut_done = threading.Event()
 
     def __enter__(self) -> Relay:
@@ -48,10 +53,14 @@ class Relay:
 
     # --- counting and cutting -------------------------------------------
 
-    def begin(self, cut_at: int | None = None) -> None:
-        """Count from here on, and cut after ``cut_at`` more bytes from the host."""
+    def begin(self, cut_at: int | None = None, *, late: bool = False) -> None:
+        """Count from here on, and cut after ``cut_at`` more bytes from the host.
+
+        ``late``: not at once, but when the client answers what it got; the answer is lost.
+        """
         with self._lock:
             self._sent, self._cut_at, self._borders = 0, cut_at, []
+            self._late, self._deaf, self._answered = late, False, set()
             self.cut_done.clear()
 
     @property
@@ -65,10 +74,11 @@ class Relay:
         with self._lock:
             return list(self._borders)
 
-    def disarm(self) -> None:
-        """Do not cut any more."""
+    @property
+    def answered(self) -> list[int]:
+        """Counts at which the client answered: where requests end."""
         with self._lock:
-            self._cut_at = None
+            return sorted(self._answered)
 
     def cut(self) -> None:
         """Cut all connections now."""
@@ -76,7 +86,7 @@ class Relay:
             self._cut()
 
     def _cut(self) -> None:
-        self._cut_at = None
+        self._cut_at, self._deaf = None, False
         for pair in self._pairs:
             pair.cut()
         self.cut_done.set()
@@ -115,7 +125,12 @@ class Relay:
             if self._cut_at is not None and self._sent + len(data) >= self._cut_at:
                 pair.client.sendall(data[: self._cut_at - self._sent])
                 self._sent = self._cut_at
-                self._cut()
+                if self._late:
+                    self._cut_at, self._deaf = None, True
+                else:
+                    self._cut()
+                return
+            if self._deaf:
                 return
             self._sent += len(data)
             self._borders.append(self._sent)
@@ -124,6 +139,12 @@ class Relay:
     def _up(self, pair: _Pair) -> None:
         with contextlib.suppress(OSError):
             while data := pair.client.recv(PIECE):
+                with self._lock:
+                    if len(data) >= ANSWER:
+                        self._answered.add(self._sent)
+                        if self._deaf:
+                            self._cut()
+                            continue
                 # After a cut the client is still read, to its end: closing over unread bytes
                 # would take back what it has not read yet.
                 with contextlib.suppress(OSError):

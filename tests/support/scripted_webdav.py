@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
+from hvbridge.channel.base import Opener
 from hvbridge.channel.channel import Channel, State
 from hvbridge.channel.session import Stream, spawn
 from hvbridge.config import Limits
@@ -40,21 +41,31 @@ class ScriptedServer:
     """Answers each request with what ``script`` gives for it.
 
     The pieces are sent as frames; after the last one the stream stays open, or is
-    closed if the script raises :class:`Hangup`. ``requests``: what came, oldest first.
+    closed if the script raises :class:`Hangup`. ``opener``: the sharing end of a channel,
+    by default one to :meth:`connected`. ``requests``: what came, oldest first.
     """
 
-    def __init__(self, script: Script) -> None:
+    def __init__(self, script: Script, opener: Opener | None = None) -> None:
         self.script = script
         self.requests: list[Request] = []
         self.closed = threading.Event()
         """Set when the host closed a stream under an answer, or before its next request."""
-        near, far = opener_pair()
-        self._near = near
+        self._near, far = opener_pair() if opener is None else (None, opener)
         self._channel = Channel(far, Role.SHARE, on_state=self._state)
 
     @contextlib.contextmanager
+    def serving(self) -> Iterator[Channel]:
+        """Serve whoever is at the other end of the opener; the channel, for frames of another kind."""
+        self._channel.start()
+        try:
+            yield self._channel
+        finally:
+            self._channel.close()
+
+    @contextlib.contextmanager
     def connected(self, limits: Limits | None = None) -> Iterator[WebdavRemote]:
-        """The remote at the other end."""
+        """The remote at the other end; there was no opener given."""
+        assert self._near is not None
         self._channel.start()
         try:
             with host_channel(self._near) as channel:

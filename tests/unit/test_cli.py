@@ -200,7 +200,7 @@ def test_mount_options() -> None:
     me = pwd.getpwuid(os.getuid())
     text = f"ro,uid={me.pw_name},gid={me.pw_gid},umask=077,grace=2.5,cache_size=2G,exec,noatime"
     assert options.mount_options(
-        [text, "allow_other,,spool=/var/x,timeout=9,sync", "noexec,_netdev,x-a.b"]
+        [text, "allow_other,,spool=/var/x,timeout=9,actimeo=1,sync", "noexec,_netdev,x-a.b"]
     ) == {
         "read_only": True,
         "uid": me.pw_uid,
@@ -213,6 +213,7 @@ def test_mount_options() -> None:
         "allow_other": True,
         "spool": Path("/var/x"),
         "timeout": 9.0,
+        "actimeo": 1.0,
     }
 
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Build the guest: ``build.py [OUT_DIR]`` leaves ``vmlinuz`` and ``initrd`` there; ``--help``."""
+"""Build the guest: ``build.py [OUT_DIR]`` leaves ``kernel`` and ``initrd`` there; ``--help``."""
 
 import sys
 from pathlib import Path

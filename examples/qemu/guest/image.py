@@ -55,7 +55,7 @@ DATA = [
 class Image:
     """What QEMU's ``-kernel`` and ``-initrd`` take."""
 
-    vmlinuz: Path
+    kernel: Path
     initrd: Path
 
 
@@ -74,7 +74,7 @@ def build(out: Path | None = None, cache: Path | None = None, release: str | Non
     """
     cache = cache or default_cache()
     out = out or cache / "image"
-    image = Image(out / "vmlinuz", out / "initrd")
+    image = Image(out / "kernel", out / "initrd")
     stamp = out / "made-of"
     with _locked(out):
         packages = debian.with_libraries(PACKAGES)
@@ -89,7 +89,7 @@ def build(out: Path | None = None, cache: Path | None = None, release: str | Non
             tree = Path(folder)
             debian.unpack(debs, tree)
             linux = kernel.in_tree(Path("/") if release else tree, release)
-            image.vmlinuz.write_bytes(linux.vmlinuz.read_bytes())
+            image.kernel.write_bytes(kernel.bootable(linux.vmlinuz.read_bytes()))
             image.initrd.write_bytes(bytes(_initramfs(tree, linux)))
         stamp.write_text(ingredients)
     return image
@@ -184,5 +184,5 @@ def main(argv: list[str] | None = None) -> int:
     except (BuildError, OSError) as exc:
         print(f"build.py: {exc}", file=sys.stderr)
         return 1
-    print(image.vmlinuz, image.initrd, sep="\n")
+    print(image.kernel, image.initrd, sep="\n")
     return 0

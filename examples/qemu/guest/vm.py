@@ -230,7 +230,7 @@ class Guest:
             *("-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"),
             *("-machine", f"q35,accel={self.accel},memory-backend=ram"),
             *("-object", ram, "-m", f"{MEMORY_MIB}M", "-smp", "1"),
-            *("-kernel", str(self._image.vmlinuz), "-initrd", str(self._image.initrd)),
+            *("-kernel", str(self._image.kernel), "-initrd", str(self._image.initrd)),
             *("-append", kernel_line),
             *("-chardev", f"file,id=console,path={self.console},append=on", "-serial", "chardev:console"),
             *("-chardev", f"socket,id=qmp,fd={monitor},server=on,wait=off"),
