@@ -11,8 +11,7 @@ Small files are one GET in the reader's own thread and stay in memory. Content i
 never mixed: an answer with another ETag or size ends the version, and readers of
 it get :class:`~hvbridge.errors.Changed`, not wrong bytes.
 
-The disk is bounded: content that nobody has open is dropped, longest unused
-first; of a file larger than the cache, what lies behind its readers.
+All versions of a mount are in a :class:`~hvbridge.vfs.contentcache.ContentCache`.
 """
 
 from __future__ import annotations
@@ -21,18 +20,17 @@ import itertools
 import logging
 import threading
 import time
-from collections import OrderedDict
-from collections.abc import Callable
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 from hvbridge import deadline
-from hvbridge.config import KIB, MIB, Limits
+from hvbridge.config import KIB, MIB
 from hvbridge.errors import Changed, ConnectionLost, FsError, IOFailed, NoSpace, TimedOut
-from hvbridge.vfs import names
 from hvbridge.vfs.extents import Extents
-from hvbridge.vfs.flights import Flights
-from hvbridge.vfs.remote import Download, Entry, Remote
+from hvbridge.vfs.remote import Download
 from hvbridge.vfs.sparse import SparseFile
+
+if TYPE_CHECKING:
+    from hvbridge.vfs.contentcache import ContentCache
 
 log = logging.getLogger(__name__)
 
@@ -47,9 +45,6 @@ BEHIND = 16 * MIB
 
 KEEP_GOING = 4 * MIB
 """A stream with less than this to go is finished even if its file was closed."""
-
-VERSIONS = 4096
-"""Versions known at once; the larger ones hold a file descriptor each."""
 
 RETRIES = 2
 """Attempts after a connection that went in the middle of a transfer."""
@@ -70,6 +65,21 @@ class Content:
         self._changed = threading.Condition()
         self._readers: dict[int, int] = {}
         self._floor = 0  # what lies before it was given back, and is not stored again
+
+    @property
+    def in_memory(self) -> bool:
+        """True if it is small, and here."""
+        return self._data is not None
+
+    @property
+    def streaming(self) -> bool:
+        """True while a stream brings it."""
+        return bool(self._streams)
+
+    @property
+    def spoilt(self) -> bool:
+        """True if this version is no longer to be had."""
+        return self._error is not None
 
     # --- reading --------------------------------------------------------
 
@@ -212,11 +222,12 @@ class Content:
 
     def _check(self, download: Download) -> None:
         if download.size is not None and download.size != self.size:
-            raise self._spoil(Changed("its size changed on the client", self.path))
+            raise self.spoil(Changed("its size changed on the client", self.path))
         if self.etag is not None and download.etag is not None and download.etag != self.etag:
-            raise self._spoil(Changed("it changed on the client", self.path))
+            raise self.spoil(Changed("it changed on the client", self.path))
 
-    def _spoil(self, error: FsError) -> FsError:
+    def spoil(self, error: FsError) -> FsError:
+        """What is missing of this version will never come: readers get ``error``, which is returned."""
         self._error = error
         self._cache.drop(self)
         return error
@@ -360,171 +371,3 @@ class _Stream:
         if self.start == 0 and self.stop == content.size:
             return content._cache.remote.get(content.path)
         return content._cache.remote.get(content.path, self.start, self.stop)
-
-
-class ContentCache:
-    """All cached content of a mount. ``limit``: bytes on disk in ``folder``."""
-
-    def __init__(self, remote: Remote, folder: Path, limits: Limits, limit: int) -> None:
-        self.remote, self.folder, self.limits, self.limit = remote, folder, limits, limit
-        self._known: OrderedDict[tuple[str, str, int], Content] = OrderedDict()
-        self._lock = threading.RLock()
-        self._flights = Flights()
-        self._fetching: dict[int, threading.Lock] = {}
-        self._reserved = 0  # bytes on disk, at most
-        self._memory = 0  # bytes of small content
-
-    @property
-    def ranges_are_cheap(self) -> bool:
-        """Whether a ranged GET does not cost the server the whole file."""
-        return self.remote.traits.ranges is True
-
-    def open(self, path: str, entry: Entry) -> Content:
-        """The content of this version of ``path``, held; nothing is fetched yet."""
-        with self._lock:
-            content = self._find(path, entry.etag, entry.size or 0)
-            content.hold()
-            return content
-
-    def begin(self, path: str, entry: Entry) -> Content:
-        """As :meth:`open`, but ask the client now, and take the version that it has.
-
-        One round trip, which the first read then need not make: small files are
-        there in whole, of others the stream has begun.
-        """
-        with self._lock:
-            known = self._known.get((path, entry.etag or "", entry.size or 0))
-            if known is not None and (known.complete or known._streams):
-                known.hold()
-                return known
-        content = self._flights.do((path, entry.etag, entry.size), lambda: self._ask(path, entry))
-        content.hold()
-        return content
-
-    def ahead(self, path: str, entry: Entry) -> None:
-        """Fetch a small file that somebody will soon open."""
-        if (path, entry.etag or "", entry.size or 0) not in self._known:
-            self._flights.do((path, entry.etag, entry.size), lambda: self._ask(path, entry))
-
-    def _ask(self, path: str, entry: Entry) -> Content:
-        with deadline.within(self.limits.request):
-            download = self.remote.get(path)
-            size = download.size if download.size is not None else entry.size
-            if size is None:
-                download.close()
-                raise IOFailed("the client does not tell the file's size", path)
-            with self._lock:
-                content = self._find(path, download.etag or entry.etag, size)
-            if content.size > self.limits.small_file and not content.complete:
-                content.adopt(download)
-                return content
-            try:
-                if content._data is None:
-                    content.fill(download)
-            finally:
-                download.close()
-            return content
-
-    def _find(self, path: str, etag: str | None, size: int) -> Content:
-        if etag is None:
-            return Content(self, path, None, size)  # no validator, nothing to share
-        key = (path, etag, size)
-        content = self._known.get(key)
-        if content is None or content._error is not None:
-            content = self._known[key] = Content(self, path, etag, size)
-            if len(self._known) > VERSIONS and (victim := self._unused(small=None)) is not None:
-                self._forget(victim)
-        self._known.move_to_end(key)
-        return content
-
-    def one_fetch(self, content: Content, work: Callable[[], None]) -> None:
-        """One small fetch of a content at a time; the others wait for it."""
-        with self._lock:
-            lock = self._fetching.setdefault(id(content), threading.Lock())
-        if not lock.acquire(timeout=deadline.remaining(self.limits.operation) or 0.001):
-            raise TimedOut("the client did not answer in time", content.path)
-        try:
-            work()
-        finally:
-            lock.release()
-            with self._lock:
-                self._fetching.pop(id(content), None)
-
-    # --- room -----------------------------------------------------------
-
-    def reserve(self, content: Content, offset: int, size: int) -> bool:
-        """Make room for ``size`` bytes at ``offset`` of ``content``; false if there is none to be made."""
-        with self._lock:
-            self._reserved += size
-            if self._reserved <= self.limit:
-                return True
-            self._reserved = sum(c.cached_bytes for c in self._known.values()) + size
-            while self._reserved > self.limit and (victim := self._unused(small=False)) is not None:
-                self._reserved -= victim.cached_bytes
-                self._forget(victim)
-            if self._reserved > self.limit:
-                self._reserved -= content.punch_behind()
-            if self._reserved > self.limit:
-                self._reserved -= content.punch_beyond(offset + size)
-            return self._reserved <= self.limit
-
-    def account(self, content: Content) -> None:
-        """A small file came into memory: drop others if it is too much."""
-        with self._lock:
-            self._memory += content.size
-            while self._memory > self.limits.memory_cache:
-                if (victim := self._unused(small=True)) is None or victim is content:
-                    break
-                self._forget(victim)
-
-    def _unused(self, *, small: bool | None) -> Content | None:
-        """The content unused for longest: small, not small, or (``None``) either."""
-        for content in self._known.values():
-            if content.holders <= 0 and (small is None or (content._data is not None) is small):
-                return content
-        return None
-
-    def _forget(self, content: Content) -> None:
-        self.drop(content)
-        if content._data is not None:
-            self._memory -= content.size
-        content.close()
-
-    # --- changes --------------------------------------------------------
-
-    def drop(self, content: Content) -> None:
-        """This version shall not be found again; who holds it keeps it."""
-        with self._lock:
-            for key in [k for k, c in self._known.items() if c is content]:
-                del self._known[key]
-
-    def released(self, content: Content) -> None:
-        """Nobody holds it: close it unless it can be found again."""
-        with self._lock:
-            known = self._known.get((content.path, content.etag or "", content.size)) is content
-        if not known:
-            content.close()
-
-    def moved(self, src: str, dst: str) -> None:
-        """``src`` was renamed to ``dst``."""
-        with self._lock:
-            for key in [k for k in self._known if k[0] == src or names.is_below(k[0], src)]:
-                content = self._known.pop(key)
-                content.path = names.moved(content.path, src, dst)
-                self._known[(content.path, key[1], key[2])] = content
-
-    def forget(self) -> None:
-        """Another client is there: nothing cached is of use."""
-        with self._lock:
-            contents, self._known = list(self._known.values()), OrderedDict()
-            self._memory = 0
-        for content in contents:
-            if content.holders <= 0:
-                content.close()
-            else:
-                content._error = Changed("another client is connected", content.path)
-
-    def usage(self) -> tuple[int, int]:
-        """(bytes, files) held now."""
-        with self._lock:
-            return sum(c.cached_bytes for c in self._known.values()), len(self._known)

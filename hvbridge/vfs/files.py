@@ -21,7 +21,8 @@ from typing import Any
 from hvbridge.config import Limits
 from hvbridge.errors import BadHandle, FsError, IsDirectory, TooLarge
 from hvbridge.vfs import names
-from hvbridge.vfs.content import Content, ContentCache
+from hvbridge.vfs.content import Content
+from hvbridge.vfs.contentcache import ContentCache
 from hvbridge.vfs.openfile import OpenFile
 from hvbridge.vfs.presence import Presence
 from hvbridge.vfs.remote import Entry

@@ -3,10 +3,11 @@
 Every method takes paths (``/a/b``) or handles (``int``), may be called from any
 thread, and raises :class:`~hvbridge.errors.FsError`.
 
-Parts: :mod:`tree` (what is where), :mod:`content` (versions of files) and :mod:`readahead`,
-:mod:`files` with :mod:`openfile` and :mod:`spool` (what is open and written),
-:mod:`namespace` (names, by POSIX's rules), :mod:`upload`, :mod:`presence` (which
-share is there), :mod:`overlay` (times and modes that a share cannot keep).
+Parts: :mod:`tree` (what is where), :mod:`content` and :mod:`contentcache` (versions
+of files), :mod:`readahead`, :mod:`files` with :mod:`openfile` and :mod:`spool` (what is
+open and written), :mod:`namespace` (names, by POSIX's rules), :mod:`upload`,
+:mod:`presence` (which share is there), :mod:`overlay` (times and modes that a share
+cannot keep).
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from hvbridge import deadline
 from hvbridge.config import GIB, Limits
 from hvbridge.errors import FsError, InvalidArgument, NotFound, Offline, ReadOnly
 from hvbridge.vfs import names
-from hvbridge.vfs.content import ContentCache
+from hvbridge.vfs.contentcache import ContentCache
 from hvbridge.vfs.files import Files, OpenMode
 from hvbridge.vfs.namespace import Namespace
 from hvbridge.vfs.openfile import OpenFile

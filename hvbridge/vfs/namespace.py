@@ -24,7 +24,7 @@ from hvbridge.errors import (
     NotFound,
 )
 from hvbridge.vfs import names
-from hvbridge.vfs.content import ContentCache
+from hvbridge.vfs.contentcache import ContentCache
 from hvbridge.vfs.files import Files
 from hvbridge.vfs.openfile import OpenFile
 from hvbridge.vfs.overlay import Overlay

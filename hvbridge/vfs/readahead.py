@@ -21,7 +21,7 @@ from hvbridge import deadline
 from hvbridge.config import MIB, Limits
 from hvbridge.errors import FsError
 from hvbridge.vfs import names
-from hvbridge.vfs.content import ContentCache
+from hvbridge.vfs.contentcache import ContentCache
 from hvbridge.vfs.remote import Entry
 from hvbridge.vfs.tree import Tree
 

@@ -15,7 +15,7 @@ from hvbridge.config import Limits
 from hvbridge.errors import ChannelError
 from hvbridge.spice.mux import Role
 from hvbridge.webdav.remote import WebdavRemote, connect_remote
-from tests.support.webdav_servers import host_channel, opener_pair
+from tests.support.webdav_servers import PairOpener, host_channel, opener_pair
 
 PATIENCE = 20.0
 
@@ -50,8 +50,10 @@ class ScriptedServer:
         self.requests: list[Request] = []
         self.closed = threading.Event()
         """Set when the host closed a stream under an answer, or before its next request."""
-        self._near, far = opener_pair() if opener is None else (None, opener)
-        self._channel = Channel(far, Role.SHARE, on_state=self._state)
+        self._near: PairOpener | None = None
+        if opener is None:
+            self._near, opener = opener_pair()
+        self._channel = Channel(opener, Role.SHARE, on_state=self._state)
 
     @contextlib.contextmanager
     def serving(self) -> Iterator[Channel]:

@@ -7,6 +7,9 @@ import re
 import subprocess
 from pathlib import Path
 
+KERNEL = "linux-image-amd64"
+"""The package that needs the current kernel's. (The ``-cloud-`` flavour has no USB.)"""
+
 DOWNLOAD_SECONDS = 300
 """For all packages together: the kernel's is about 70 MB (Debian 12) or 100 MB."""
 
@@ -15,12 +18,11 @@ class BuildError(Exception):
     """The guest cannot be built; ``str()`` says what to do about it."""
 
 
-def kernel_package(metapackage: str = "linux-image-amd64") -> str:
-    """The real package behind ``metapackage``, such as ``linux-image-6.1.0-56-amd64``."""
-    for package, needs in _dependencies(metapackage).items():
-        if package == metapackage and needs:
-            return needs[0]
-    raise BuildError(f"apt knows no {metapackage}: run 'apt-get update' (as root), on Debian for amd64")
+def kernel_package() -> str:
+    """The real package behind :data:`KERNEL`, such as ``linux-image-6.1.0-56-amd64``."""
+    if needs := _dependencies(KERNEL).get(KERNEL):
+        return needs[0]
+    raise BuildError(f"apt knows no {KERNEL}: run 'apt-get update' as root, on Debian for amd64")
 
 
 def with_libraries(packages: list[str]) -> list[str]:
@@ -39,28 +41,35 @@ def with_libraries(packages: list[str]) -> list[str]:
     return found
 
 
-def files_of(packages: list[str]) -> list[str]:
-    """The ``.deb`` file names of ``packages``, which hold the versions. Asks apt's lists, not the network."""
+def files_of(packages: list[str]) -> dict[str, str]:
+    """Package to ``.deb`` file name, which holds the version. Asks apt's lists, not the network."""
     answer = _run("apt-get", "download", "--print-uris", *packages)
     names = re.findall(r"^'[^']+' (\S+\.deb) \d+", answer, re.MULTILINE)
-    if len(names) != len(packages):
-        raise BuildError(f"apt has no source for some of {' '.join(packages)}: run 'apt-get update' as root")
-    return names
+    files = {name.split("_")[0]: name for name in names}  # apt has an order of its own
+    if lacking := set(packages) - set(files):
+        raise BuildError(f"apt has no source for {' '.join(sorted(lacking))}: run 'apt-get update' as root")
+    return {package: files[package] for package in packages}
 
 
 def download(packages: list[str], cache: Path) -> list[Path]:
     """The ``.deb`` files of ``packages`` in ``cache``, downloaded (and verified, by apt) where missing."""
     cache.mkdir(parents=True, exist_ok=True)
-    if lacking := _lacking(packages, cache):
-        try:
-            _run("apt-get", "download", "-q", *lacking, cwd=cache, timeout=DOWNLOAD_SECONDS)
-        except BuildError:
-            # Lists older than the last security update name files that are gone.
-            if os.geteuid() != 0:
-                raise
-            _run("apt-get", "update", "-q", timeout=DOWNLOAD_SECONDS)
-            _run("apt-get", "download", "-q", *_lacking(packages, cache), cwd=cache, timeout=DOWNLOAD_SECONDS)
-    return [cache / name for name in files_of(packages)]
+    try:
+        return _download(packages, cache)
+    except BuildError:
+        # Lists older than the last security update name files that are gone.
+        if os.geteuid() != 0:
+            raise
+        _run("apt-get", "update", "-q", timeout=DOWNLOAD_SECONDS)
+        return _download(packages, cache)
+
+
+def _download(packages: list[str], cache: Path) -> list[Path]:
+    files = files_of(packages)
+    lacking = [package for package, name in files.items() if not (cache / name).is_file()]
+    if lacking:
+        _run("apt-get", "download", "-q", *lacking, cwd=cache, timeout=DOWNLOAD_SECONDS)
+    return [cache / name for name in files.values()]
 
 
 def unpack(debs: list[Path], into: Path) -> None:
@@ -68,11 +77,6 @@ def unpack(debs: list[Path], into: Path) -> None:
     into.mkdir(parents=True, exist_ok=True)
     for deb in debs:
         _run("dpkg-deb", "-x", str(deb), str(into))
-
-
-def _lacking(packages: list[str], cache: Path) -> list[str]:
-    names = zip(packages, files_of(packages), strict=True)
-    return [package for package, name in names if not (cache / name).is_file()]
 
 
 def _dependencies(*packages: str) -> dict[str, list[str]]:

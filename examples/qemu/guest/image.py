@@ -46,7 +46,7 @@ DATA = [
     f"usr/{LIB}/gconv/UNICODE.so",
     "usr/lib/locale/C.utf8/**/*",
     # jmtpfs does not start without it.
-    "usr/lib/file/magic.mgc",
+    "usr/share/misc/magic.mgc",
 ]
 """Files that programs open by name, as patterns."""
 
@@ -80,7 +80,7 @@ def build(out: Path | None = None, cache: Path | None = None, release: str | Non
         packages = debian.with_libraries(PACKAGES)
         if release is None:
             packages.append(debian.kernel_package())
-        ingredients = "\n".join([*debian.files_of(packages), release or "", _sources_digest()])
+        ingredients = "\n".join([*debian.files_of(packages).values(), release or "", _sources_digest()])
         if stamp.is_file() and stamp.read_text() == ingredients:
             return image
         stamp.unlink(missing_ok=True)

@@ -15,7 +15,6 @@ import contextlib
 import itertools
 import os
 import queue
-import shutil
 import signal
 import socket
 import subprocess
@@ -27,6 +26,8 @@ from types import TracebackType
 from typing import BinaryIO
 
 from .image import Image
+
+QEMU = "qemu-system-x86_64"
 
 BOOT_SECONDS = 60.0
 """Until the first command has run. 3 s by emulation on an idle machine."""
@@ -74,14 +75,17 @@ class Command:
         try:
             answer = self._answers.get(timeout=timeout)
         except queue.Empty:
-            raise GuestError(f"no answer within {timeout:g} s: {self._script}") from None
+            raise self._unanswered(f"no answer within {timeout:g} s") from None
         if answer is None:
-            raise GuestError(f"the guest ended during: {self._script}\n{self._guest.last_words()}")
+            raise self._unanswered("the guest ended")
         status, output = answer
         text = output.decode(errors="surrogateescape")
         if status != 0:
             raise CommandFailed(self._script, status, text)
         return text
+
+    def _unanswered(self, why: str) -> GuestError:
+        return GuestError(f"{why}: {self._script}\n{self._guest.last_words()}")
 
     def answered(self, status: int, output: bytes) -> None:
         """Called by the guest's reader."""
@@ -96,9 +100,9 @@ class Guest:
     """A running guest, from ``with`` to the end of its block.
 
     ``args``: more arguments for QEMU, devices for instance. ``accel``: ``kvm`` or
-    ``tcg``; by default KVM where it works. ``fds``: file descriptors that QEMU
-    shall inherit under their numbers. ``console``: where the kernel's messages go
-    (by default a file that goes away with the guest; :meth:`last_words` reads it).
+    ``tcg``; by default KVM where it works. ``console``: where the kernel's messages
+    go (by default a file that goes away with the guest; :meth:`last_words` reads
+    it). The guest switches itself off when this process is gone.
     """
 
     def __init__(
@@ -106,54 +110,48 @@ class Guest:
         image: Image,
         args: Sequence[str] = (),
         accel: str | None = None,
-        fds: Sequence[int] = (),
         console: Path | None = None,
         boot_seconds: float = BOOT_SECONDS,
     ) -> None:
-        self._folder = Path(tempfile.mkdtemp(prefix="hvguest-"))
-        self.qmp = self._folder / "qmp"
-        """QEMU's QMP socket; it takes one client at a time, and the guest itself never is one."""
-        self.console = console or self._folder / "console"
-        """The file that the kernel and QEMU write to."""
         self._image = image
         self._args = list(args)
         self._accel = accel
-        self._fds = list(fds)
+        self._console = console
         self._boot_seconds = boot_seconds
         self._tags = itertools.count(1)
         self._waiting: dict[str, Command] = {}
         self._lock = threading.Lock()
         self._ended = False
+        self._stack = contextlib.ExitStack()
 
     def __enter__(self) -> Guest:
         self._accel = self._accel or working_accel(self._image)
-        self._line, guest_end = socket.socketpair()
-        with guest_end, socket.socket(socket.AF_UNIX) as monitor:
-            # Bound before QEMU starts, so that nobody has to wait for it to appear.
-            monitor.bind(str(self.qmp))
-            monitor.listen(1)
-            passed = [guest_end.fileno(), monitor.fileno(), *self._fds]
-            argv = [*self._machine(*passed[:2]), *self._args]
-            with self.console.open("ab") as log:
-                self._process = subprocess.Popen(
-                    argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log, pass_fds=passed
-                )
-        self._reader = threading.Thread(target=self._read, name="guest", daemon=True)
-        self._reader.start()
-        try:
-            self.run(":", self._boot_seconds)
-        except BaseException as exc:
-            words = self.last_words()
-            self.close()
-            if isinstance(exc, GuestError):
-                raise GuestError(f"the guest did not boot ({self._accel}): {exc}\n{words}") from exc
-            raise
+        with contextlib.ExitStack() as stack:
+            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="hvguest-"))
+            self._folder = Path(folder)
+            self._launch()
+            stack.callback(self._end)
+            try:
+                self.run(":", self._boot_seconds)
+            except GuestError as exc:
+                raise GuestError(f"no boot ({self._accel}): {exc}") from exc
+            self._stack = stack.pop_all()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    @property
+    def qmp(self) -> Path:
+        """QEMU's QMP socket. It takes one client at a time; the guest itself never is one."""
+        return self._folder / "qmp"
+
+    @property
+    def console(self) -> Path:
+        """The file that the kernel and QEMU write to."""
+        return self._console or self._folder / "console"
 
     @property
     def pid(self) -> int:
@@ -200,6 +198,28 @@ class Guest:
 
     def close(self) -> None:
         """Kill QEMU if it still runs, and remove the guest's files. May be called twice."""
+        self._stack.close()
+
+    def _launch(self) -> None:
+        self._line, guest_end = socket.socketpair()
+        with guest_end, socket.socket(socket.AF_UNIX) as monitor:
+            # Bound before QEMU starts, so that nobody has to wait for it to appear.
+            monitor.bind(str(self.qmp))
+            monitor.listen(1)
+            passed = (guest_end.fileno(), monitor.fileno())
+            argv = [*self._machine(*passed), *self._args]
+            try:
+                with self.console.open("ab") as log:
+                    self._process = subprocess.Popen(
+                        argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log, pass_fds=passed
+                    )
+            except OSError as exc:
+                self._line.close()
+                raise GuestError(f"{QEMU} (package qemu-system-x86): {exc.strerror}") from exc
+        self._reader = threading.Thread(target=self._read, name="guest", daemon=True)
+        self._reader.start()
+
+    def _end(self) -> None:
         if self._process.poll() is None:
             self._process.send_signal(signal.SIGKILL)
         self._process.wait(POWEROFF_SECONDS)
@@ -207,12 +227,10 @@ class Guest:
             self._line.shutdown(socket.SHUT_RDWR)
         self._reader.join(POWEROFF_SECONDS)
         self._line.close()
-        shutil.rmtree(self._folder, ignore_errors=True)
 
     def _machine(self, line: int, monitor: int) -> list[str]:
         ram = f"memory-backend-memfd,id=ram,size={MEMORY_MIB}M,share=on"
-        # With "-display none" SeaBIOS is as quick as any other firmware; "quiet" saves
-        # a second by emulation. A panic ends QEMU.
+        # Each character on the console costs an exit; all is in dmesg. A panic ends QEMU.
         kernel_line = "console=ttyS0 quiet loglevel=5 panic=-1"
         ports = [
             f"pcie-root-port,id=port{number},chassis={number},slot={number}"
@@ -226,7 +244,7 @@ class Guest:
             *ports,
         ]
         return [
-            "qemu-system-x86_64",
+            QEMU,
             *("-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"),
             *("-machine", f"q35,accel={self.accel},memory-backend=ram"),
             *("-object", ram, "-m", f"{MEMORY_MIB}M", "-smp", "1"),

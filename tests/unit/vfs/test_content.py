@@ -14,7 +14,7 @@ import pytest
 from hvbridge.config import KIB, MIB, Limits
 from hvbridge.errors import Changed, ConnectionLost, FsError, IOFailed, NotFound, TimedOut
 from hvbridge.vfs import content as module
-from hvbridge.vfs.content import ContentCache
+from hvbridge.vfs.contentcache import ContentCache
 from hvbridge.vfs.memory import MemoryRemote
 from hvbridge.vfs.remote import Entry
 from tests.support.pipes import eventually

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from hvbridge.config import Limits
 from hvbridge.errors import Changed
-from hvbridge.vfs.content import ContentCache
+from hvbridge.vfs.contentcache import ContentCache
 from hvbridge.vfs.memory import MemoryRemote
 from hvbridge.vfs.openfile import OpenFile
 from hvbridge.vfs.remote import Entry

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from hvbridge.config import Limits
-from hvbridge.vfs.content import ContentCache
+from hvbridge.vfs.contentcache import ContentCache
 from hvbridge.vfs.memory import MemoryRemote
 from hvbridge.vfs.readahead import FILES, PATIENCE, ReadAhead
 from hvbridge.vfs.tree import Tree

@@ -32,13 +32,13 @@ class Sessions:
 class Case:
     """A filesystem over memory; ``log``: the requests since :meth:`begin`."""
 
-    def __init__(self, home: Path) -> None:
+    def __init__(self, home: Path, fresh: float = 0.0) -> None:
         self.remote = MemoryRemote(ranges=False, atomic=ATOMIC)
         self.connection = Sessions()
         self.fs = Filesystem(
             self.remote,
             home,
-            limits=Limits(fresh=0.0),
+            limits=Limits(fresh=fresh),
             settings=Settings(mountpoint="/mnt"),
             connection=self.connection,
         )
@@ -265,7 +265,7 @@ def test_nothing_is_sent_to_another_share(case: Case) -> None:
     for number in range(4):
         case.remote.write(f"/{number}", b"of the first share")
     assert len(case.ops.listdir()) == 4
-    fd = case.ops.open("0", os.O_RDWR)
+    fd = case.ops.open("secret", os.O_RDWR | os.O_CREAT)
     case.ops.pwrite(fd, b"SECRET", 0)
     for number in range(4):
         case.remote.delete(f"/{number}")
@@ -277,12 +277,13 @@ def test_nothing_is_sent_to_another_share(case: Case) -> None:
         case.ops.close(fd)
     assert case.log == []
     assert case.on_client() == {"/0": b"another's file", "/x": b"another's file"}
-    assert len(case.spooled()) == 1
-    assert case.fs.failed()[0]["path"] == "/0"
+    assert case.spooled() == [b"SECRET"]
+    assert case.fs.failed()[0]["path"] == "/secret"
 
 
-def test_the_same_share_that_came_back_gets_it(case: Case) -> None:
-    """Also if it has nothing but what was written from here."""
+def test_the_same_share_that_came_back_gets_it(tmp_path: Path) -> None:
+    """Also if it has nothing but what was written from here, since it was last listed."""
+    case = Case(tmp_path, fresh=1000.0)
     case.ops.write_file("first", LARGE)
     fd = case.ops.open("second", os.O_WRONLY | os.O_CREAT)
     case.ops.pwrite(fd, SMALL, 0)
