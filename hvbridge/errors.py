@@ -11,7 +11,7 @@
     │   └── LocalProtocolError       we called something out of turn (our fault)
     └── FsError                      what a filesystem operation can fail with
         ├── NotFound, Exists, IsDirectory, NotDirectory, NotEmpty
-        ├── AccessDenied, ReadOnly, NotPermitted, NoSpace, TooLarge
+        ├── AccessDenied, ReadOnly, NotPermitted, NoSpace, TooLarge, TooManyFiles
         ├── InvalidName, NameTooLong, InvalidArgument, BadHandle
         ├── Unsupported, Locked
         ├── Changed                  the file changed on the client meanwhile
@@ -19,6 +19,7 @@
         ├── TimedOut                 the client did not answer in time
         └── IOFailed                 the client answered nonsense, or an error
             └── ConnectionLost       the channel went in the middle: try again, or look
+                └── SessionChanged   another client came: nothing was sent
 
 Only :mod:`hvbridge.fuse` turns these into errno; only the CLI turns them into
 exit statuses. Exceptions of libraries are translated once, at the boundary
@@ -112,6 +113,10 @@ class TooLarge(FsError):
     """Over a limit of the host."""
 
 
+class TooManyFiles(FsError):
+    """More open files than the mount allows."""
+
+
 class InvalidName(FsError):
     """A name that the share cannot carry (not UTF-8)."""
 
@@ -154,3 +159,7 @@ class IOFailed(FsError):
 
 class ConnectionLost(IOFailed):
     """The channel ended under a request: whether it took effect is unknown."""
+
+
+class SessionChanged(ConnectionLost):
+    """The request was meant for a client that left, and was not sent to the one that came."""

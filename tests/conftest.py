@@ -26,7 +26,7 @@ NO_TESTS = 5
 
 
 def _programs(*names: str) -> Callable[[], bool]:
-    path = os.environ.get("PATH", "") + os.pathsep + "/usr/sbin"
+    path = os.pathsep.join((os.environ.get("PATH", ""), "/usr/sbin", "/usr/libexec", "/usr/lib/qemu"))
     return lambda: all(shutil.which(name, path=path) for name in names)
 
 
@@ -53,6 +53,11 @@ PEERS: dict[str, tuple[Callable[[], bool], str]] = {
     "spice-gtk": (_spice_gtk, "gir1.2-spiceclientglib-2.0 python3-gi"),
     "qemu-img": (_programs("qemu-img"), "qemu-utils"),
     "qemu": (_programs("qemu-system-x86_64"), "qemu-system-x86"),
+    "virtiofsd": (_programs("virtiofsd"), "virtiofsd (Debian 12: qemu-system-common)"),
+    "apt": (
+        _programs("apt-get", "apt-cache", "dpkg-deb"),
+        "apt, on Debian: the guest is made of its packages",
+    ),
     "libvirtd": (_programs("libvirtd", "virsh"), "libvirt-daemon-system libvirt-clients"),
     "mtools": (_programs("mdir", "mcopy"), "mtools"),
     "rclone": (_programs("rclone"), "rclone"),

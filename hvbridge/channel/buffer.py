@@ -13,6 +13,7 @@ import tempfile
 import threading
 import time
 from collections import deque
+from pathlib import Path
 from typing import IO
 
 MEMORY = 4 << 20
@@ -22,7 +23,10 @@ PATIENCE = 0.25
 """Seconds the channel's reader waits for a consumer before it spills to disk.
 Long enough for a consumer that is merely behind, short against any deadline."""
 
-DISK = 64 << 30
+SPILL_FOLDER = "/var/tmp" if Path("/var/tmp").is_dir() else None
+"""Not /tmp, which is memory on many hosts."""
+
+DISK = 4 << 30
 """Bytes a stream may be behind on disk. The files are unlinked; a disk that is
 full earlier ends the stream earlier."""
 
@@ -158,7 +162,9 @@ class _Spill:
     """One spill file: written at its end, read from its start."""
 
     def __init__(self) -> None:
-        self.file: IO[bytes] = tempfile.TemporaryFile(prefix="hvbridge-stream-", buffering=0)  # noqa: SIM115
+        self.file: IO[bytes] = tempfile.TemporaryFile(  # noqa: SIM115
+            prefix="hvbridge-stream-", dir=SPILL_FOLDER, buffering=0
+        )
         self.written = self.taken = 0
 
     def put(self, data: bytes) -> None:

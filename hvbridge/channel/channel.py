@@ -115,6 +115,7 @@ class Channel:
             self.last_error = None
             session = Session(transport, self.role, ids=self._ids)
             self.sessions += 1
+            session.number = self.sessions
             log.info("port open: %s", transport.description)
             self._become(State.OPEN, session)
             if self._stop.is_set():

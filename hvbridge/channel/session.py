@@ -29,6 +29,9 @@ LINGER = 5.0
 """Seconds that the peer has to close a stream whose answer is complete: many round
 trips. After that we do, when the next stream is opened."""
 
+CLOSE_WAIT = 0.5
+"""Seconds that closing a stream waits for the line: its user has no use for it any more."""
+
 STALL = 20.0
 """Seconds that a write may make no progress before the peer counts as gone."""
 
@@ -44,6 +47,7 @@ class Stream:
         self._buffer = SpillBuffer()
         self._closed = False
         self._sent = False
+        self._expecting = True
 
     def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
         """Up to ``max_bytes``; ``b""`` when the peer closed the stream.
@@ -62,8 +66,12 @@ class Stream:
         Raises :class:`ChannelTimeout` if the channel stays busy for ``timeout``
         seconds, :class:`ChannelClosed` if the stream or the port ended.
         """
-        self._sent = True
+        self._sent = self._expecting = True
         self._session.send(self, data, timeout)
+
+    def idle(self) -> None:
+        """The answer is complete: whatever comes before the next :meth:`write` was not asked for."""
+        self._expecting = False
 
     def close(self) -> None:
         """Close the stream, dropping what was not read. Idempotent, never raises."""
@@ -90,7 +98,9 @@ class Stream:
         return self._buffer.ready
 
     def feed(self, data: bytes) -> None:
-        """Called by the session: payload arrived."""
+        """Called by the session: payload arrived. Raises :class:`Overflow` if it cannot be taken."""
+        if not self._expecting:
+            raise Overflow("the peer sent what nobody asked for")
         self._buffer.put(data)
 
     def end(self, error: ChannelError | None) -> None:
@@ -117,6 +127,8 @@ class Session:
         self._lingering: dict[int, tuple[float, Stream]] = {}
         self._over = False
         self.stall = STALL
+        self.number = 0
+        """Which of the channel's sessions this is, from 1."""
 
     @property
     def counters(self) -> Counters:
@@ -157,7 +169,9 @@ class Session:
         started = time.monotonic()
         view = memoryview(data)
         for at in range(0, len(view), MAX_DATA):
-            left = -1 if timeout is None else max(0.0, timeout - (time.monotonic() - started))
+            left = -1 if timeout is None else timeout - (time.monotonic() - started)
+            if timeout is not None and left <= 0:
+                raise ChannelTimeout(f"the channel was busy for {timeout:g} s")
             if not self._writing.acquire(timeout=left):
                 raise ChannelTimeout(f"the channel was busy for {timeout:g} s")
             try:
@@ -174,7 +188,11 @@ class Session:
             self._streams.pop(stream.id, None)
             if not tell_peer and self._mux.role is Role.HOST:
                 self._mux.forget(stream.id)
-        if not self._writing.acquire(timeout=self.stall):
+        if not self._writing.acquire(timeout=CLOSE_WAIT):
+            with self._state:  # the line is busy: whoever opens the next stream says it
+                if not self._over:
+                    self._streams[stream.id] = stream
+                    self._lingering[stream.id] = (0.0, stream)
             return
         try:
             with self._state:

@@ -18,6 +18,7 @@ ERRNO: dict[type[e.FsError], int] = {
     e.NotPermitted: errno.EPERM,
     e.NoSpace: errno.ENOSPC,
     e.TooLarge: errno.EFBIG,
+    e.TooManyFiles: errno.ENFILE,
     e.InvalidName: errno.EILSEQ,
     e.NameTooLong: errno.ENAMETOOLONG,
     e.InvalidArgument: errno.EINVAL,

@@ -253,7 +253,10 @@ class Operations(fuse.Operations):  # type: ignore[misc]
         if not stat.S_ISREG(mode):
             raise OSError(errno.EPERM, os.strerror(errno.EPERM))
         fh = self._fs.create(path, stat.S_IMODE(mode))
-        self._fs.release(fh)
+        try:
+            self._fs.fsync(fh)
+        finally:
+            self._fs.release(fh)
         return 0
 
     def readlink(self, path: str) -> str:

@@ -62,7 +62,7 @@ class Content:
         self._have = Extents()
         self._streams: list[_Stream] = []
         self._error: FsError | None = None
-        self._changed = threading.Condition()
+        self._changed = threading.Condition(threading.RLock())
         self._readers: dict[int, int] = {}
         self._floor = 0  # what lies before it was given back, and is not stored again
 
@@ -133,6 +133,7 @@ class Content:
         limits = self._cache.limits
         began = progress_at = time.monotonic()
         front = -1
+        stuck = 0
         while not self._here(start, end):
             if self.size <= limits.small_file:
                 self._cache.one_fetch(self, self._fetch_small_now)
@@ -145,6 +146,9 @@ class Content:
                     front, progress_at = stream.front, time.monotonic()
                 if not stream.over:
                     self._changed.wait(0.25)
+                stuck = stuck + 1 if stream.full and self._have.run(start) < end else 0
+                if stuck > RETRIES:
+                    raise NoSpace("the host's cache is full of what others are reading", self.path)
             now = time.monotonic()
             if now - progress_at > limits.silence or now - began > limits.transfer(end):
                 raise TimedOut("the client stopped sending", self.path)
@@ -287,6 +291,31 @@ class Content:
             self._file.punch(front, self.size)
             return before - self._have.total
 
+    def lacks(self, start: int, end: int) -> bool:
+        """True if ``[start, end)`` would be stored: it is not here, nor given back as read already."""
+        with self._changed:
+            return end > self._floor and not self._have.covers(start, end)
+
+    def give_back(self) -> int:
+        """Others need the room: drop all if nobody is reading just now, else what is behind; bytes freed."""
+        with self._changed:
+            if self._file is None:
+                return 0
+            if self._readers:
+                return self.punch_behind()
+            freed = self._have.total
+            self._have = Extents()
+            self._file.punch(0, self.size)
+            self._floor = 0
+            return freed
+
+    def cancel_idle(self) -> None:
+        """Others need the line: end streams that nobody is waiting for."""
+        with self._changed:
+            if not self._readers:
+                for stream in self._streams:
+                    stream.cancel()
+
     def store(self, stream: _Stream, offset: int, data: bytes) -> None:
         """Called by a stream: ``data`` came for ``offset``."""
         with self._changed:
@@ -295,7 +324,7 @@ class Content:
             if self._file is None:
                 self._file = SparseFile(self._cache.folder)
             end = offset + len(data)
-            if end > self._floor and not self._have.covers(offset, end):
+            if self.lacks(offset, end):
                 self._file.write(offset, data)
                 self._have.add(offset, end)
             stream.front = end
@@ -316,6 +345,8 @@ class _Stream:
         self.content = content
         self.start, self.front, self.stop = start, start, stop
         self.over = self.cancelled = False
+        self.full = False
+        """It ended since the cache had no room."""
         self.error: FsError | None = None
         self._download = download
 
@@ -346,6 +377,14 @@ class _Stream:
     def _transfer(self) -> None:
         content = self.content
         cache = content._cache
+        if self._download is None and not cache.enter(cache.limits.silence):
+            raise TimedOut("too many files are being read at once", content.path)
+        try:
+            self._receive(content, cache)
+        finally:
+            cache.leave()
+
+    def _receive(self, content: Content, cache: ContentCache) -> None:
         download = self._download or self._ask()
         try:
             if download.start > self.start:
@@ -357,7 +396,9 @@ class _Stream:
                     return
                 if at + len(piece) > content.size:
                     raise IOFailed("the client sent more than it announced", content.path)
-                if not cache.reserve(content, at, len(piece)):
+                # What is here already needs no room, and must not end a stream on its way to what is not.
+                if content.lacks(at, at + len(piece)) and not cache.reserve(content, at, len(piece)):
+                    self.full = True
                     return  # readers go on with what there is, and start another when they need it
                 content.store(self, at, piece)
                 at += len(piece)

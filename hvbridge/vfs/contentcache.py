@@ -20,6 +20,9 @@ from hvbridge.vfs.content import Content
 from hvbridge.vfs.flights import Flights
 from hvbridge.vfs.remote import Entry, Remote
 
+OTHERS = 4
+"""Connections that content leaves to listings, changes and small files."""
+
 VERSIONS = 4096
 """Versions known at once; the larger ones hold a file descriptor each."""
 
@@ -30,6 +33,9 @@ class ContentCache:
     def __init__(self, remote: Remote, folder: Path, limits: Limits, limit: int) -> None:
         self.remote, self.folder, self.limits, self.limit = remote, folder, limits, limit
         self._known: OrderedDict[tuple[str, str, int], Content] = OrderedDict()
+        self._loose: set[Content] = set()
+        """Held content that cannot be found again: without an ETag, or of a version that is gone."""
+        self._places = threading.BoundedSemaphore(max(1, limits.streams - OTHERS))
         self._lock = threading.RLock()
         self._flights = Flights()
         self._fetching: dict[int, threading.Lock] = {}
@@ -78,7 +84,10 @@ class ContentCache:
             with self._lock:
                 content = self._find(path, download.etag or entry.etag, size)
             if content.size > self.limits.small_file and not content.complete:
-                content.adopt(download)
+                if self.enter(0):
+                    content.adopt(download)
+                else:
+                    download.close()  # many are under way: it is asked for again when it is read
                 return content
             try:
                 if not content.in_memory:
@@ -89,7 +98,9 @@ class ContentCache:
 
     def _find(self, path: str, etag: str | None, size: int) -> Content:
         if etag is None:
-            return Content(self, path, None, size)  # no validator, nothing to share
+            loose = Content(self, path, None, size)  # no validator, nothing to share
+            self._loose.add(loose)
+            return loose
         key = (path, etag, size)
         content = self._known.get(key)
         if content is None or content.spoilt:
@@ -120,7 +131,7 @@ class ContentCache:
             self._reserved += size
             if self._reserved <= self.limit:
                 return True
-            self._reserved = sum(c.cached_bytes for c in self._known.values()) + size
+            self._reserved = sum(c.cached_bytes for c in self._live()) + size
             while self._reserved > self.limit and (victim := self._unused(small=False)) is not None:
                 self._reserved -= victim.cached_bytes
                 self._forget(victim)
@@ -128,7 +139,31 @@ class ContentCache:
                 self._reserved -= content.punch_behind()
             if self._reserved > self.limit:
                 self._reserved -= content.punch_beyond(offset + size)
+            for other in self._live() if self._reserved > self.limit else ():
+                if other is not content:
+                    self._reserved -= other.give_back()
             return self._reserved <= self.limit
+
+    def _live(self) -> list[Content]:
+        return [*self._known.values(), *self._loose]
+
+    def enter(self, seconds: float) -> bool:
+        """Take one of the connections that content may use at once; false if none is free in time.
+
+        The others are for everything else: a dozen large files that are open must not
+        keep anybody from listing a folder.
+        """
+        if self._places.acquire(blocking=False):
+            return True
+        with self._lock:
+            live = self._live()
+        for content in live:
+            content.cancel_idle()
+        return self._places.acquire(timeout=seconds) if seconds > 0 else False
+
+    def leave(self) -> None:
+        """Give it back."""
+        self._places.release()
 
     def account(self, content: Content) -> None:
         """A small file came into memory: drop others if it is too much."""
@@ -161,11 +196,14 @@ class ContentCache:
         with self._lock:
             for key in [k for k, c in self._known.items() if c is content]:
                 del self._known[key]
+            if content.holders > 0:
+                self._loose.add(content)
 
     def released(self, content: Content) -> None:
         """Nobody holds it: close it unless it can be found again."""
         with self._lock:
             known = self._is_known(content)
+            self._loose.discard(content)
         if not known:
             content.close()
 
@@ -179,11 +217,14 @@ class ContentCache:
                 content = self._known.pop(key)
                 content.path = names.moved(content.path, src, dst)
                 self._known[(content.path, key[1], key[2])] = content
+            for content in self._loose:
+                content.path = names.moved(content.path, src, dst)
 
     def forget(self) -> None:
         """Another client is there: nothing cached is of use."""
         with self._lock:
-            contents, self._known = list(self._known.values()), OrderedDict()
+            contents, self._known = self._live(), OrderedDict()
+            self._loose = {content for content in contents if content.holders > 0}
             self._memory = 0
         for content in contents:
             if content.holders <= 0:
@@ -194,4 +235,5 @@ class ContentCache:
     def usage(self) -> tuple[int, int]:
         """(bytes, files) held now."""
         with self._lock:
-            return sum(c.cached_bytes for c in self._known.values()), len(self._known)
+            live = self._live()
+            return sum(c.cached_bytes for c in live), len(live)

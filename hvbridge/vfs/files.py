@@ -1,9 +1,9 @@
 """The table of open files and handles: open, read, write, flush, release.
 
 An upload happens at flush (close(2)) and fsync, and both return its error. Only
-a file that was created or emptied and not yet written to waits for its last
-close: a shell's ``> file`` closes a duplicate before it writes, and the client
-would see an empty file in between.
+a file that was emptied and not yet written to waits for its last close: a shell's
+``> file`` closes a duplicate before it writes, and the client would see the file
+empty in between.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from hvbridge.config import Limits
-from hvbridge.errors import BadHandle, FsError, IsDirectory, TooLarge
+from hvbridge.errors import BadHandle, FsError, IsDirectory, NotFound, TooLarge, TooManyFiles
 from hvbridge.vfs import names
 from hvbridge.vfs.content import Content
 from hvbridge.vfs.contentcache import ContentCache
@@ -154,7 +154,11 @@ class Files:
         """One GET now instead of one at the first read: it also tells the newest version."""
         if (entry.size or 0) > self._limits.small_file and self._cache.ranges_are_cheap:
             return
-        content = self._cache.begin(file.path, entry)
+        try:
+            content = self._cache.begin(file.path, entry)
+        except NotFound:
+            self._tree.note(file.path, None)  # the client deleted it since it was listed
+            raise
         if content.etag != entry.etag or content.size != entry.size:
             entry = replace(entry, size=content.size, etag=content.etag)
             self._tree.note(file.path, entry, confirmed=False)
@@ -180,7 +184,7 @@ class Files:
             if len(self._handles) >= self._limits.open_files:
                 if not file.handles:
                     file.discard()
-                raise TooLarge("too many open files in this mount", file.path)
+                raise TooManyFiles("too many open files in this mount", file.path)
             other = self._files.get(file.path)
             if other is not None and other is not file and (other.dirty or _same_version(other, file.entry)):
                 file.discard()  # another thread opened it meanwhile
@@ -226,6 +230,8 @@ class Files:
         """Bring the newest version to the client. Raises what keeps it from that."""
         if file.dirty and not file.closed:
             self._uploader.upload(file, after=self._after_upload)
+            # Saved after all: an earlier failure is of no more concern.
+            self.failed = [item for item in self.failed if item["path"] != file.path]
 
     @contextlib.contextmanager
     def kept_open(self, path: str) -> Iterator[OpenFile | None]:

@@ -17,18 +17,26 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from hvbridge import deadline
 from hvbridge.config import GIB, Limits
-from hvbridge.errors import FsError, InvalidArgument, NotFound, Offline, ReadOnly
+from hvbridge.errors import (
+    FsError,
+    InvalidArgument,
+    IOFailed,
+    NotFound,
+    Offline,
+    ReadOnly,
+    SessionChanged,
+)
 from hvbridge.vfs import names
 from hvbridge.vfs.contentcache import ContentCache
 from hvbridge.vfs.files import Files, OpenMode
 from hvbridge.vfs.namespace import Namespace
 from hvbridge.vfs.openfile import OpenFile
 from hvbridge.vfs.overlay import Overlay
-from hvbridge.vfs.presence import AlwaysThere, Connection, Presence
+from hvbridge.vfs.presence import SESSIONS_IN_A_ROW, AlwaysThere, Connection, Presence
 from hvbridge.vfs.readahead import ReadAhead
 from hvbridge.vfs.remote import Entry, Quota, Remote
 from hvbridge.vfs.spool import make_folder
@@ -36,6 +44,8 @@ from hvbridge.vfs.tree import ROOT, Tree
 from hvbridge.vfs.upload import Uploader
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 QUOTA_FRESH = 15.0
 """Seconds that statfs answers from memory: programs ask often."""
@@ -128,6 +138,7 @@ class Filesystem:
     def getattr(self, path: str, fh: int | None = None) -> Attr:
         """Attributes of a path, or of an open handle (also of a deleted file)."""
         file = self.files.of(fh) if fh is not None else self.files.at(path)
+        path = path or (file.path if file is not None else "")
         if file is not None and (file.spool is not None or file.entry is None or file.unlinked):
             return self._attr_of_file(file)
         if path == "/" and not self.presence.came:
@@ -141,7 +152,10 @@ class Filesystem:
                 return []
             raise NotFound("no client has come yet", path)
         self._recognise()
-        members = {e.name: self._attr(names.join(path, e.name), e) for e in self.tree.list(path)}
+        members = {
+            e.name: self._attr(names.join(path, e.name), e)
+            for e in self._pinned(lambda: self.tree.list(path))
+        }
         for file in self.files.unsent_in(path):
             members[names.split(file.path)[1]] = self._attr_of_file(file)
         return sorted(members.items())
@@ -166,7 +180,7 @@ class Filesystem:
             raise NotFound("no client has come yet", path)
         names.check(path, self.limits)
         self._recognise()
-        return self.tree.lookup(path)
+        return self._pinned(lambda: self.tree.lookup(path))
 
     def _recognise(self) -> None:
         """After a client came (back): is it the same share?"""
@@ -209,7 +223,7 @@ class Filesystem:
         self._lookup_allowed(path)
         if not mode.write:
             self.readahead.opened(path)
-        fh = self.files.open(path, mode)
+        fh = self._pinned(lambda: self.files.open(path, mode))
         if mode.truncate:
             self.overlay.drop_mtime(path)
         return fh
@@ -274,25 +288,36 @@ class Filesystem:
     def mkdir(self, path: str, mode: int) -> None:
         """Make a folder."""
         self._change(path)
-        self.namespace.mkdir(path)
+        self._pinned(lambda: self.namespace.mkdir(path))
         if mode & 0o777 != FOLDER_MODE & ~self.settings.umask:
             self.overlay.set_mode(path, mode & 0o777)
 
     def rmdir(self, path: str) -> None:
         """Remove an empty folder."""
         self._change(path)
-        self.namespace.rmdir(path)
+        self._pinned(lambda: self.namespace.rmdir(path))
 
     def unlink(self, path: str) -> None:
         """Delete a file; who has it open goes on reading it."""
         self._change(path)
-        self.namespace.unlink(path)
+        self._pinned(lambda: self.namespace.unlink(path))
 
     def rename(self, src: str, dst: str) -> None:
         """rename(2)."""
         self._change(src)
         self._change(dst)
-        self.namespace.rename(src, dst)
+        self._pinned(lambda: self.namespace.rename(src, dst))
+
+    def _pinned(self, work: Callable[[], T]) -> T:
+        """Do it on the share that is there now; after a reconnect, if it is still that one."""
+        share = self.presence.current()
+        for _ in range(SESSIONS_IN_A_ROW):
+            try:
+                with self.presence.pinned(share):
+                    return work()
+            except SessionChanged as exc:
+                log.info("%s", exc)  # it was not sent: look who is there, and begin anew
+        raise IOFailed("clients come and go too fast")
 
     # --- attributes -----------------------------------------------------
 
@@ -303,7 +328,8 @@ class Filesystem:
         if file is not None and file.entry is None:
             file.mode = mode & 0o777
             return
-        self._apply_mode(path, mode & 0o777, self.tree.lookup(path, confirmed=False))
+        entry = self.tree.lookup(path, confirmed=False)
+        self._pinned(lambda: self._apply_mode(path, mode & 0o777, entry))
 
     def utimens(self, path: str, mtime_ns: int | None) -> None:
         """Set the modification time (``None``: now), on the client where it keeps it."""
@@ -312,8 +338,10 @@ class Filesystem:
         file = self.files.at(path)
         if file is None or not file.dirty:
             entry = self.tree.lookup(path, confirmed=False)
-            if not entry.is_dir and self._set_mtime(path, mtime_ns, entry):
-                return
+            if not entry.is_dir:
+                with self.presence.pinned(None):
+                    if self._set_mtime(path, mtime_ns, entry):
+                        return
         self.overlay.set_mtime(path, mtime_ns)
 
     def _apply_mode(self, path: str, mode: int, entry: Entry) -> None:

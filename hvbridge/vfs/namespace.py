@@ -70,7 +70,7 @@ class Namespace:
             if file is not None:
                 self._unlink_open(file)
                 return
-        if self._tree.lookup(path, confirmed=False).is_dir:
+        if self._tree.newest(path).is_dir:
             raise IsDirectory("is a folder", path)
         self._delete(path)
 
@@ -119,7 +119,7 @@ class Namespace:
     # --- rules ----------------------------------------------------------
 
     def _require_empty(self, path: str) -> None:
-        if self._files.unsent_in(path) or self._tree.list(path, newest=True):
+        if self._files.unsent_in(path) or not self._tree.is_empty(path):
             raise NotEmpty("the folder is not empty", path)
 
     def _move(self, src: str, dst: str, overwrite: bool, standing: OpenFile | None) -> None:
@@ -137,7 +137,8 @@ class Namespace:
         ``standing``: the open file there, if there is one.
         """
         try:
-            target = self._tree.lookup(dst, confirmed=False)
+            self._tree.lookup(dst, confirmed=False)
+            target = self._tree.newest(dst)
         except NotFound:
             if standing is not None and entry.is_dir:  # which never got to the client
                 raise NotDirectory("a file is in the way", dst) from None

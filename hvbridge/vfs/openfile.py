@@ -75,8 +75,8 @@ class OpenFile:
 
     @property
     def untouched(self) -> bool:
-        """True while it was only created, or emptied, and nothing was written yet."""
-        return self.size == 0 and self.version <= 1
+        """True while it was only emptied, and nothing was written yet."""
+        return self.entry is not None and self.size == 0 and self.version <= 1
 
     @property
     def is_local(self) -> bool:

@@ -9,13 +9,15 @@ for one share is never finished on another.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
-from collections.abc import Callable, Set
+from collections.abc import Callable, Iterator, Set
 from dataclasses import dataclass
 from typing import Protocol
 
-from hvbridge.errors import Changed
+from hvbridge import pin
+from hvbridge.errors import Changed, IOFailed, SessionChanged
 from hvbridge.vfs import names
 from hvbridge.vfs.remote import Listing, Remote
 
@@ -23,6 +25,10 @@ log = logging.getLogger(__name__)
 
 TOUCHED = 100_000
 """Names changed from here that are remembered; beyond, a share with as many may count as another."""
+
+
+SESSIONS_IN_A_ROW = 5
+"""Clients that may come and go while one is being looked at."""
 
 
 class Connection(Protocol):
@@ -100,16 +106,40 @@ class Presence:
 
         Raises what :meth:`Remote.list` raises.
         """
-        session = self._connection.sessions
-        if session == self._session and self._members is not None:
-            return self._share
-        listing = self._remote.list("/")
-        with self._lock:
-            is_new = self._settle(session, members(listing))
-            share = self._share
-        if is_new:
-            self._on_session()
-        return share
+        return self._look()[0]
+
+    def _look(self) -> tuple[Share, int]:
+        """The share that is connected now, and the session that it was seen in."""
+        for _ in range(SESSIONS_IN_A_ROW):
+            session = self._connection.sessions
+            with self._lock:
+                if session == self._session and self._members is not None:
+                    return self._share, session
+            try:
+                with pin.to(session):
+                    listing = self._remote.list("/")
+            except SessionChanged:
+                continue
+            with self._lock:
+                is_new = self._settle(session, members(listing))
+                share = self._share
+            if is_new:
+                self._on_session()
+            return share, session
+        raise IOFailed("clients come and go too fast")
+
+    @contextlib.contextmanager
+    def pinned(self, share: object) -> Iterator[None]:
+        """A scope whose requests go to ``share`` (``None``: whichever is there) and to no other.
+
+        They raise :class:`SessionChanged`, unsent, once its client has left and another
+        came: look again then. Raises :class:`Changed` if another share is there.
+        """
+        found, session = self._look()
+        if share is not None and found is not share:
+            raise Changed("another share is connected now")
+        with pin.to(session):
+            yield
 
     def _settle(self, session: int, now: Members) -> bool:
         """Take note of who is there; false if another thread has done so."""
@@ -139,8 +169,3 @@ class Presence:
         with self._lock:
             if self._session == self._connection.sessions:
                 self._members = members(listing)
-
-    def require(self, share: object) -> None:
-        """Raise :class:`Changed` unless ``share`` is the one that is connected."""
-        if share is not None and self.current() is not share:
-            raise Changed("another share is connected now")

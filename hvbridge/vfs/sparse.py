@@ -7,7 +7,7 @@ import ctypes.util
 import os
 from pathlib import Path
 
-from hvbridge.errors import IOFailed, NoSpace
+from hvbridge.errors import NoSpace, TooLarge
 
 _FALLOC_FL_KEEP_SIZE, _FALLOC_FL_PUNCH_HOLE = 0x01, 0x02
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -45,7 +45,8 @@ class SparseFile:
         try:
             os.ftruncate(self.fd, size)
         except OSError as exc:
-            raise IOFailed(f"the host's spool: {exc.strerror}") from exc
+            # The file is sparse: there is room for any size that the filesystem can express.
+            raise TooLarge(f"the host's spool: {exc.strerror}") from exc
 
     def punch(self, start: int, end: int) -> None:
         """Give the space of ``[start, end)`` back; best effort, the file reads zeros there after."""

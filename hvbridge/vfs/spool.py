@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import secrets
 import time
@@ -19,6 +20,8 @@ from typing import Any
 from hvbridge.errors import NoSpace
 from hvbridge.vfs.extents import Extents
 from hvbridge.vfs.sparse import SparseFile
+
+log = logging.getLogger(__name__)
 
 
 class SpoolFile:
@@ -41,10 +44,10 @@ class SpoolFile:
             "error": None,
         }
         try:
-            self.annotate()
-        except NoSpace:
+            self._save()
+        except OSError as exc:
             self.remove()
-            raise
+            raise NoSpace(f"the host's spool: {exc.strerror}") from exc
 
     @property
     def state(self) -> str:
@@ -57,14 +60,18 @@ class SpoolFile:
         return {key: self._note[key] for key in keys} | {"spool": str(self.data_path)}
 
     def annotate(self, **changes: object) -> None:
-        """Change the note on disk, atomically. Raises :class:`NoSpace`."""
+        """Change the note, on disk too if there is room: an upload needs none, and must not fail for it."""
         self._note.update(changes)
-        temporary = self._note_path.with_suffix(".new")
         try:
-            temporary.write_text(json.dumps(self._note))
-            temporary.replace(self._note_path)
+            self._save()
         except OSError as exc:
-            raise NoSpace(f"the host's spool: {exc.strerror}") from exc
+            log.warning("the note of %s is not up to date: %s", self.data_path, exc.strerror)
+
+    def _save(self) -> None:
+        """Replace the note atomically."""
+        temporary = self._note_path.with_suffix(".new")
+        temporary.write_text(json.dumps(self._note))
+        temporary.replace(self._note_path)
 
     def sync(self) -> None:
         """Make content and note durable on the host."""

@@ -39,6 +39,9 @@ LARGE = 2000
 KNOWN = 500_000
 """Entries kept in all; the folders used longest ago are forgotten first."""
 
+RECENT = 0.5
+"""Seconds that a listing is good enough to delete by."""
+
 AHEAD = 24
 """Subfolders fetched ahead of one that is read."""
 
@@ -51,6 +54,8 @@ class _Folder:
     asked_at: float
     """When its listing was asked for (not when it came)."""
     self_entry: Entry = ROOT
+    dropped: int = 0
+    """Members that the client has and that cannot be shown."""
     singles: dict[str, tuple[Entry | None, float]] = field(default_factory=dict)
     """Entries looked at one by one since, with the time."""
 
@@ -112,6 +117,26 @@ class Tree:
             return None
         with self._lock:
             return folder.asked_at, tuple(folder.entries.values())
+
+    def newest(self, path: str) -> Entry:
+        """The entry as the client tells it now, or told it within :data:`RECENT` seconds.
+
+        For what is about to be destroyed: a folder may stand where a file was listed.
+        """
+        parent, name = names.split(path)
+        with self._lock:
+            folder = self._folders.get(parent)
+            entry = folder.entries.get(name) if folder is not None else None
+            recent = folder is not None and self._clock() - folder.asked_at < RECENT
+        if entry is not None and recent:
+            return entry
+        return self.confirm(path)
+
+    def is_empty(self, path: str) -> bool:
+        """Whether a folder has no members, as the client tells it now; those that cannot be shown count."""
+        folder = self._fetch(path)
+        with self._lock:
+            return not folder.entries and not folder.dropped
 
     def confirm(self, path: str) -> Entry:
         """Ask the client for one entry now. Raises :class:`NotFound`."""
@@ -180,7 +205,7 @@ class Tree:
         return self._store(path, listing, asked_at, seq)
 
     def _store(self, path: str, listing: Listing, asked_at: float, seq: int) -> _Folder:
-        folder = _Folder({e.name: e for e in listing.entries}, asked_at, listing.folder)
+        folder = _Folder({e.name: e for e in listing.entries}, asked_at, listing.folder, listing.dropped)
         with self._lock:
             changes = self._changes.get(path, {})
             for name, (changed_seq, entry) in list(changes.items()):

@@ -65,7 +65,6 @@ class Uploader:
                 self._annotate(file, state="uploading", size=file.size, path=file.path, error=None)
                 try:
                     self._attempts(file)
-                    after(file)
                 except FsError as exc:
                     file.error = exc
                     log.error("upload failed, its content is kept in the spool: %s", exc)
@@ -75,6 +74,15 @@ class Uploader:
                     raise
                 file.error = None
                 self._annotate(file, state="writing")
+                self._afterwards(file, after)
+
+    def _afterwards(self, file: OpenFile, after: Callable[[OpenFile], None]) -> None:
+        """Times and modes follow the content, to the same client; without them it is whole, too."""
+        try:
+            with self._presence.pinned(file.share):
+                after(file)
+        except FsError as exc:
+            log.info("%s", exc)
 
     @staticmethod
     def _annotate(file: OpenFile, **changes: object) -> None:
@@ -84,9 +92,9 @@ class Uploader:
     def _attempts(self, file: OpenFile) -> None:
         for attempt in range(1, ATTEMPTS + 1):
             try:
-                self._presence.require(file.share)
-                file.fill()
-                self._once(file)
+                with self._presence.pinned(file.share):
+                    file.fill()
+                    self._once(file)
                 return
             except ConnectionLost as exc:
                 if attempt == ATTEMPTS:
@@ -95,7 +103,7 @@ class Uploader:
             except _Torn:
                 if attempt == ATTEMPTS:
                     # Writers wait this time: somebody rewrites it faster than it can be sent.
-                    with file.lock:
+                    with file.lock, self._presence.pinned(file.share):
                         self._once(file)
                     return
 

@@ -28,7 +28,7 @@ from typing import Any, Protocol
 
 import httpcore
 
-from hvbridge import deadline
+from hvbridge import deadline, pin
 from hvbridge.channel.channel import Channel
 from hvbridge.channel.session import Stream
 from hvbridge.errors import ChannelClosed, ChannelError, ChannelTimeout
@@ -42,6 +42,10 @@ SocketOption = tuple[int, int, int] | tuple[int, int, bytes | bytearray] | tuple
 
 class StaleConnection(httpcore.ReadError):
     """A connection that had served a request before ended without a byte of the next answer."""
+
+
+class OtherSession(httpcore.ReadError):
+    """The request is pinned to a client that is no longer there. Nothing was sent."""
 
 
 class Wire(Protocol):
@@ -61,6 +65,10 @@ class Wire(Protocol):
 
     def linger(self) -> None:
         """Done with it; the peer is about to close it by itself."""
+        ...
+
+    def idle(self) -> None:
+        """Nothing is expected until the next write."""
         ...
 
     @property
@@ -129,6 +137,10 @@ class BridgeStream(httpcore.NetworkStream):
         elif self._stale:
             raise StaleConnection("the server had closed the idle connection")
         return data
+
+    def idle(self) -> None:
+        """The answer is complete."""
+        self._wire.idle()
 
     def abort(self) -> None:
         """The answer is not wanted any more: closing must tell the peer at once."""
@@ -222,6 +234,8 @@ class MuxBackend(BridgeBackend):
         ends_at = time.monotonic() + seconds
         while True:
             session = self._channel.session(max(0.0, ends_at - time.monotonic()))
+            if not pin.allows(session.number):
+                raise OtherSession("another client is connected than the one it was meant for")
             try:
                 return session.open_stream()
             except ChannelClosed:
@@ -282,6 +296,10 @@ class MuxWire:
         """Leave the close to the peer: ours could cross it (see :meth:`Stream.linger`)."""
         self._stream.linger()
 
+    def idle(self) -> None:
+        """What comes now was not asked for, and ends the stream."""
+        self._stream.idle()
+
     @property
     def readable(self) -> bool:
         """True if data or the end is there, or the session says not to go on."""
@@ -314,6 +332,9 @@ class SocketWire:
     def linger(self) -> None:
         """A socket's close cannot be mistaken for another connection's."""
         self.close()
+
+    def idle(self) -> None:
+        """The kernel's buffer bounds what comes unasked."""
 
     @property
     def readable(self) -> bool:

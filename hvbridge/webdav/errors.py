@@ -20,10 +20,12 @@ from hvbridge.errors import (
     NoSpace,
     NotFound,
     Offline,
+    SessionChanged,
     TimedOut,
     TooLarge,
     Unsupported,
 )
+from hvbridge.webdav.backend import OtherSession
 
 BY_STATUS: dict[int, tuple[type[FsError], str]] = {
     401: (AccessDenied, "the client wants a password"),
@@ -65,6 +67,8 @@ def status_error(method: str, status: int, path: str | None) -> FsError:
 
 def network_error(exc: httpx.HTTPError | httpx.InvalidURL, path: str | None) -> FsError:
     """What a failed connection means; the kinds that leave the outcome unknown are told apart."""
+    if isinstance(exc.__cause__, OtherSession):
+        return SessionChanged(str(exc), path)
     if isinstance(exc, httpx.ConnectTimeout | httpx.ConnectError):
         return Offline(f"no client: {exc}", path)
     if isinstance(exc, httpx.TimeoutException):

@@ -12,7 +12,7 @@ are left to the client above, which takes neither.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import cast
 
 import httpcore
@@ -78,7 +78,7 @@ class BridgeTransport(httpx.BaseTransport):
         return httpx.Response(
             response.status,
             headers=headers,
-            stream=AnswerBody(cast("Iterable[bytes]", response.stream), stream.abort),
+            stream=AnswerBody(cast("Iterable[bytes]", response.stream), stream),
             extensions=response.extensions,
         )
 
@@ -104,11 +104,11 @@ class BridgeTransport(httpx.BaseTransport):
 
 
 class AnswerBody(httpx.SyncByteStream):
-    """An answer's body with httpcore's exceptions as httpx's; ``abort`` if it is given up."""
+    """An answer's body with httpcore's exceptions as httpx's; ``stream`` learns how it ends."""
 
-    def __init__(self, body: Iterable[bytes], abort: Callable[[], None]) -> None:
+    def __init__(self, body: Iterable[bytes], stream: BridgeStream) -> None:
         self._body = body
-        self._abort = abort
+        self._stream = stream
         self._whole = False
 
     def __iter__(self) -> Iterator[bytes]:
@@ -117,14 +117,15 @@ class AnswerBody(httpx.SyncByteStream):
                 try:
                     yield piece
                 except GeneratorExit:
-                    self._abort()
+                    self._stream.abort()
                     raise
             self._whole = True
+            self._stream.idle()
 
     def close(self) -> None:
         """Give the connection back, or drop it if the body was not read to its end."""
         if not self._whole:
-            self._abort()
+            self._stream.abort()
         close = getattr(self._body, "close", None)
         if close is not None:
             close()

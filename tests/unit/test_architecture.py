@@ -25,6 +25,7 @@ ALLOWED: dict[str, set[str]] = {
     "errors": set(),
     "config": set(),
     "deadline": set(),
+    "pin": set(),
     SEAM: {"errors", "config"},
     "host": set(),
     "mounts": {"errors"},
@@ -32,8 +33,8 @@ ALLOWED: dict[str, set[str]] = {
     # from the wire up
     "spice": {"errors"},
     "channel": {"spice", "errors", "config", "deadline"},
-    "webdav": {"channel", "spice", SEAM, "errors", "config", "deadline"},
-    "vfs": {SEAM, "errors", "config", "deadline"},
+    "webdav": {"channel", "spice", SEAM, "errors", "config", "deadline", "pin"},
+    "vfs": {SEAM, "errors", "config", "deadline", "pin"},
     # outward adapters, which do not know each other
     "fuse": {"vfs", SEAM, "mounts", "errors", "config", "deadline"},
     "backends": {"errors", "config"},

@@ -379,4 +379,5 @@ def test_another_client_ends_what_is_held(big: Case, gate: threading.Event) -> N
     big.remote.write("/f", bytes(len(BIG)))
     with pytest.raises(Changed):
         content.read(len(BIG) - 10, 10)
+    content.release()
     assert big.cache.usage() == (0, 0)

@@ -20,7 +20,7 @@ from hvbridge.errors import (
     Offline,
     ReadOnly,
     TimedOut,
-    TooLarge,
+    TooManyFiles,
 )
 from hvbridge.vfs import names
 from hvbridge.vfs.files import OpenMode
@@ -141,9 +141,9 @@ def test_handles_are_bounded(remote: MemoryRemote, tmp_path: Path) -> None:
     remote.write("/f", b"x")
     fs = Filesystem(remote, tmp_path, limits=replace(LIMITS, open_files=3))
     handles = [fs.open("/f", OpenMode()) for _ in range(3)]
-    with pytest.raises(TooLarge):
+    with pytest.raises(TooManyFiles):
         fs.open("/f", OpenMode())
-    with pytest.raises(TooLarge):
+    with pytest.raises(TooManyFiles):
         fs.create("/new", 0o644)
     fs.release(handles[0])
     fs.release(fs.open("/f", OpenMode()))

@@ -99,7 +99,7 @@ def test_what_was_cut_off_does_not_come_back(tmp_path: Path) -> None:
 
 def test_dirty_clean_untouched(tmp_path: Path) -> None:
     new, _ = opened(tmp_path, None)
-    assert (new.dirty, new.untouched) == (True, True)
+    assert (new.dirty, new.untouched) == (True, False)
     new.write(0, b"x")
     assert not new.untouched
     old, _ = opened(tmp_path, b"content")

@@ -49,8 +49,8 @@ def test_a_share_is_looked_at_once_a_session() -> None:
 def test_the_same_share_comes_back() -> None:
     case = Case("a", "b")
     assert case.comes_back()
-    case.presence.require(case.share)
-    assert case.others == 0
+    with case.presence.pinned(case.share):
+        assert case.others == 0
 
 
 def test_a_client_that_changed_some_files_meanwhile_is_the_same() -> None:
@@ -67,8 +67,8 @@ def test_another_share() -> None:
         case.remote.write(f"/{name}", b"same names, other files")
     assert not case.comes_back()
     assert case.others == 1
-    with pytest.raises(Changed):
-        case.presence.require(case.share)
+    with pytest.raises(Changed), case.presence.pinned(case.share):
+        pass
 
 
 def test_an_empty_share_is_not_a_full_one() -> None:

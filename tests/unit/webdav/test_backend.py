@@ -32,6 +32,9 @@ class Recorder:
     def linger(self) -> None:
         self.written.append(b"left to the peer")
 
+    def idle(self) -> None:
+        self.written.append(b"nothing expected")
+
 
 def connection(*answers: bytes) -> tuple[BridgeStream, Recorder, BridgeBackend]:
     backend = BridgeBackend()
