@@ -22,6 +22,7 @@ from typing import Any, TypeVar
 from hvbridge import deadline
 from hvbridge.config import GIB, Limits
 from hvbridge.errors import (
+    Changed,
     FsError,
     InvalidArgument,
     IOFailed,
@@ -52,6 +53,10 @@ QUOTA_FRESH = 15.0
 
 QUOTA_PATIENCE = 2.0
 """Seconds that statfs waits for the client at most: ``df`` must not hang."""
+
+SETTLING = 1.5
+"""Seconds after another share came in which changes fail. The kernel believes names for
+1 s: what it had looked up, or held waiting behind another change, was meant for the last one."""
 
 UNKNOWN_SPACE = 1024 * GIB
 """Free space shown where the server tells none: tools refuse to write to a full disk."""
@@ -132,6 +137,7 @@ class Filesystem:
         )
         self._quota: tuple[float, Quota] = (-QUOTA_FRESH, Quota())
         self._started_ns = time.time_ns()
+        self._other_came = -SETTLING
 
     # --- looking --------------------------------------------------------
 
@@ -221,7 +227,9 @@ class Filesystem:
         if mode.write or mode.truncate:
             self._writable(path)
         self._lookup_allowed(path)
-        if not mode.write:
+        if mode.write:
+            self._settled(path)
+        else:
             self.readahead.opened(path)
         fh = self._pinned(lambda: self.files.open(path, mode))
         if mode.truncate:
@@ -236,6 +244,7 @@ class Filesystem:
         """A new file's handle; the client gets the file when it is flushed."""
         self._writable(path)
         self._lookup_allowed(path)
+        self._settled(path)
         fh = self.files.create(path, mode & 0o777)
         self.overlay.removed(path)
         return fh
@@ -421,6 +430,7 @@ class Filesystem:
         self.cache.forget()
 
     def _other_share(self) -> None:
+        self._other_came = time.monotonic()
         self.tree.forget()
         self.cache.forget()
         self.overlay.forget()
@@ -429,6 +439,11 @@ class Filesystem:
         self._writable(path)
         names.check(path, self.limits)
         self._recognise()
+        self._settled(path)
+
+    def _settled(self, path: str) -> None:
+        if time.monotonic() - self._other_came < SETTLING:
+            raise Changed("another share has just come", path)
 
     def _writable(self, path: str) -> None:
         if self.settings.read_only:

@@ -18,7 +18,6 @@ from typing import Protocol
 
 from hvbridge import pin
 from hvbridge.errors import Changed, IOFailed, SessionChanged
-from hvbridge.vfs import names
 from hvbridge.vfs.remote import Listing, Remote
 
 log = logging.getLogger(__name__)
@@ -58,7 +57,8 @@ Members = frozenset[tuple[str, bool, str | None]]
 
 def members(listing: Listing) -> Members:
     """What identifies a share: the members of its top folder."""
-    return frozenset((e.name, e.is_dir, None if e.is_dir else e.etag) for e in listing.entries)
+    # Folders by their ETag, too: every second share has a "Documents".
+    return frozenset((e.name, e.is_dir, e.etag) for e in listing.entries)
 
 
 def alike(before: Members, now: Members, touched: Set[str] = frozenset()) -> bool:
@@ -156,13 +156,11 @@ class Presence:
 
     def touch(self, path: str) -> None:
         """``path`` is about to be changed from here; whether that succeeds may never be known."""
-        folder, name = names.split(path)
-        if folder != "/":
-            return
+        top = path.lstrip("/").partition("/")[0]  # a folder's ETag moves with its members
         with self._lock:
             if len(self._touched) >= TOUCHED:
                 self._touched.clear()
-            self._touched.add(name)
+            self._touched.add(top)
 
     def update(self, listing: Listing) -> None:
         """The top folder was listed again."""

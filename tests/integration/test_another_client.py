@@ -82,8 +82,8 @@ def test_nothing_lands_on_the_other_ones_machine(three: Three) -> None:
     other.comes()
     for thread in threads:
         thread.join(40)
-    assert results[0] == errno.EIO
-    assert all(results.values()), results
+    assert results[0] == errno.EIO, mount.log
+    assert all(results.values()), (results, mount.log)
     assert (other.folder / "report").read_text() == "of other"
     assert sorted(path.name for path in other.folder.iterdir()) == ["doomed", "empty", "other", "report"]
     assert mount.unsent()["/report"].read_bytes() == b"secret of one"

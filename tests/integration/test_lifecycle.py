@@ -11,12 +11,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from tests.support.mounted import Mounted, mounted, names_in, outcome, until
+from tests.support.mounted import Mounted, mounted, names_in, until
 from tests.support.relay import Relay
 from tests.support.spice_gtk import SpiceClient
 
@@ -164,7 +163,10 @@ print(json.dumps(counts))
 
 
 def test_large_reads_while_clients_come_and_go(tmp_path: Path) -> None:
-    """Each byte that is read is right; what cannot be read is an error."""
+    """Each byte that is read is right; what cannot be read is an error.
+
+    The cache is smaller than the file, so that each reading asks the client again.
+    """
     with mounted(tmp_path, "-o", "grace=0.2,cache_size=8M", client=False) as mount:
         content = random.Random(1).randbytes(30 * MIB)
         (mount.shared / "large.bin").write_bytes(content)
@@ -172,9 +174,9 @@ def test_large_reads_while_clients_come_and_go(tmp_path: Path) -> None:
         copy.write_bytes(content)
         client = mount.client()
         argv = [sys.executable, "-c", READER, str(mount.path / "large.bin"), str(copy), str(over)]
-        readers = [subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) for _ in range(3)]
+        reader = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         try:
-            for _ in range(5):
+            for _ in range(8):
                 time.sleep(random.uniform(0.2, 0.5))  # any moment of the transfer
                 client.kill()
                 mount.wait_state("waiting")
@@ -183,13 +185,11 @@ def test_large_reads_while_clients_come_and_go(tmp_path: Path) -> None:
             time.sleep(0.5)
         finally:
             over.touch()
-            with ThreadPoolExecutor(3) as pool:
-                told = list(pool.map(lambda reader: reader.communicate(timeout=60)[0], readers))
-        assert [reader.returncode for reader in readers] == [0, 0, 0], told
+            told, wrong = reader.communicate(timeout=60)
+        assert reader.returncode == 0, wrong
         print(f"\n  large reads by errno, 0 for whole: {told}")
-        seen = {int(number) for text in told for number in json.loads(text)}
+        seen = {int(number) for number in json.loads(told)}
         assert 0 in seen
         assert seen <= ALLOWED
         assert len(seen) > 1, "the client was never missed"
-        assert outcome(lambda: (mount.path / "large.bin").read_bytes()) == 0
         assert (mount.path / "large.bin").read_bytes() == content
