@@ -434,3 +434,28 @@ def test_a_peer_that_does_not_close_a_lingering_stream_is_told(monkeypatch: pyte
     assert peer.recv(len(expected), socket.MSG_WAITALL) == expected
     session.close()
     peer.close()
+
+
+def test_what_nobody_asked_for_ends_the_stream(both: Pair) -> None:
+    host, share = both
+    near = host.open_stream()
+    near.write(b"request")
+    far = accepted(share)
+    far.write(b"answer")
+    assert near.read(100, T) == b"answer"
+    near.idle()
+    far.write(b"more")
+    with pytest.raises(ChannelClosed, match="nobody asked"):
+        near.read(100, T)
+    eventually(lambda: host.open_streams == 0)
+
+
+def test_a_stream_that_asks_again_is_answered_again(both: Pair) -> None:
+    host, share = both
+    near = host.open_stream()
+    near.write(b"one")
+    far = accepted(share)
+    near.idle()
+    near.write(b"two")
+    far.write(b"answer")
+    assert near.read(100, T) == b"answer"

@@ -114,3 +114,33 @@ def test_more_open_files_than_allowed(tmp_path: Path) -> None:
     with pytest.raises(TooManyFiles):
         case.fs.create("/c", 0o644)
     case.fs.close()
+
+
+def test_a_full_disk_of_the_host_stops_no_upload_that_is_complete(
+    case: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fh = case.fs.create("/a", 0o644)
+    case.fs.write(fh, 0, b"content")
+
+    def full(self: Path, text: str) -> int:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    case.fs.flush(fh)
+    case.fs.release(fh)
+    assert case.remote.tree() == {"/a": b"content"}
+    assert case.fs.failed() == []
+
+
+def test_many_large_files_that_are_open_leave_connections_for_others(tmp_path: Path) -> None:
+    limits = Limits(streams=6, small_file=10)
+    case = Case(tmp_path, limits)
+    for number in range(5):
+        case.remote.write(f"/f{number}", bytes(1000))
+    handles = [case.fs.open(f"/f{number}", OpenMode()) for number in range(5)]
+    for fh in handles:
+        assert case.fs.read(fh, 0, 2000) == bytes(1000)
+        case.fs.release(fh)
+    assert case.fs.cache.enter(5)
+    assert case.fs.cache.enter(5), "every connection was given back"
+    case.fs.close()
