@@ -14,7 +14,7 @@ from pathlib import Path
 
 from hvbridge import deadline
 from hvbridge.config import Limits
-from hvbridge.errors import Changed, IOFailed, TimedOut
+from hvbridge.errors import Changed, IOFailed
 from hvbridge.vfs import names
 from hvbridge.vfs.content import Content
 from hvbridge.vfs.flights import Flights
@@ -38,7 +38,6 @@ class ContentCache:
         self._places = threading.BoundedSemaphore(max(1, limits.streams - OTHERS))
         self._lock = threading.RLock()
         self._flights = Flights()
-        self._fetching: dict[int, threading.Lock] = {}
         self._reserved = 0  # bytes on disk, at most
         self._memory = 0  # bytes of small content
 
@@ -61,18 +60,18 @@ class ContentCache:
         there in whole, of others the stream has begun.
         """
         with self._lock:
-            known = self._known.get((path, entry.etag or "", entry.size or 0))
+            known = self._known.get(_key(path, entry))
             if known is not None and (known.complete or known.streaming):
                 known.hold()
                 return known
-        content = self._flights.do((path, entry.etag, entry.size), lambda: self._ask(path, entry))
+        content = self._flights.do(_key(path, entry), lambda: self._ask(path, entry))
         content.hold()
         return content
 
     def ahead(self, path: str, entry: Entry) -> None:
         """Fetch a small file that somebody will soon open."""
-        if (path, entry.etag or "", entry.size or 0) not in self._known:
-            self._flights.do((path, entry.etag, entry.size), lambda: self._ask(path, entry))
+        if _key(path, entry) not in self._known:
+            self._flights.do(_key(path, entry), lambda: self._ask(path, entry))
 
     def _ask(self, path: str, entry: Entry) -> Content:
         with deadline.within(self.limits.request):
@@ -112,16 +111,7 @@ class ContentCache:
 
     def one_fetch(self, content: Content, work: Callable[[], None]) -> None:
         """One small fetch of a content at a time; the others wait for it."""
-        with self._lock:
-            lock = self._fetching.setdefault(id(content), threading.Lock())
-        if not lock.acquire(timeout=deadline.remaining(self.limits.operation) or 0.001):
-            raise TimedOut("the client did not answer in time", content.path)
-        try:
-            work()
-        finally:
-            lock.release()
-            with self._lock:
-                self._fetching.pop(id(content), None)
+        self._flights.do(id(content), work)
 
     # --- room -----------------------------------------------------------
 
@@ -237,3 +227,8 @@ class ContentCache:
         with self._lock:
             live = self._live()
             return sum(c.cached_bytes for c in live), len(live)
+
+
+def _key(path: str, entry: Entry) -> tuple[str, str, int]:
+    """What a version is found by."""
+    return path, entry.etag or "", entry.size or 0

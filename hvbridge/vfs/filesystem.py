@@ -182,10 +182,7 @@ class Filesystem:
         return Space(free + (quota.used or 0), free)
 
     def _lookup(self, path: str) -> Entry:
-        if not self.presence.came:
-            raise NotFound("no client has come yet", path)
-        names.check(path, self.limits)
-        self._recognise()
+        self._lookup_allowed(path)
         return self._pinned(lambda: self.tree.lookup(path))
 
     def _recognise(self) -> None:
